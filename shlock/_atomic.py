@@ -1,0 +1,151 @@
+"""Single 64-bit words in shared memory: load, store, exchange, compare-exchange.  Nothing else reads or writes them.
+
+The hardware instructions are those that the ``atomics`` package finds for this machine.  Its public classes check and
+wrap so much that one compare-exchange costs 22 us; here its functions are called straight through their pointers, in
+the form without memory-order arguments, which is sequentially consistent and the cheapest to call.
+
+Loads and stores go through a memoryview with format "Q": one aligned 8-byte move each.  On no processor is such a
+store ordered before a later load of another word; what needs that order uses an exchange.
+
+Two rules that look like details and are not:
+
+- A compare-exchange that fails writes the value it saw into its *expected* operand.  An operand that two threads
+  share is a stolen lock, so every attempt has an operand of its own: taken from a list, pushed back when restored.
+- A signal handler may raise after the C call has returned and before its result is assigned.  The operand remembers
+  what happened (``succeeded``).  Between ``self.tried = ...`` and the C call the interpreter looks at no signal: it
+  does so only when a call returns, when a function starts and when it jumps back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Final
+
+from atomics._impl.patomic import Patomic
+
+from . import _process
+from ._layout import WORD, WORD_MASK
+
+__all__ = ["Operand", "Pointer", "Words", "pointer", "raw_compare_exchange"]
+
+#: What ctypes passes fastest: an argument that is wrapped once and used again for every call.
+Pointer = Any
+
+_SEQUENTIALLY_CONSISTENT: Final = 5  # patomic_seq_cst, memory_order_seq_cst
+
+
+def _load_functions() -> tuple[Any, Any]:
+    """The compare-exchange and exchange of this machine, called with the interpreter lock held."""
+    create = Patomic._get_lib().patomic_create
+    create.restype = Patomic._PatomicExplicit  # the same structure; only the signatures differ
+    create.argtypes = [ctypes.c_size_t, ctypes.c_int, ctypes.c_uint, ctypes.c_int]
+    functions = create(WORD, _SEQUENTIALLY_CONSISTENT, 0, 0).ops.xchg_ops
+
+    def address(function: Any) -> int:
+        value = ctypes.cast(function, ctypes.c_void_p).value
+        if not value:
+            raise ImportError("shlock needs 64-bit compare-exchange, which the package atomics does not offer here")
+        return value
+
+    compare_exchange = ctypes.PYFUNCTYPE(ctypes.c_int)(address(functions.fp_cmpxchg_strong))
+    exchange = ctypes.PYFUNCTYPE(None)(address(functions.fp_exchange))
+    return compare_exchange, exchange
+
+
+def pointer(address: int) -> Pointer:
+    """An address, wrapped as a call argument."""
+    return ctypes.c_void_p.from_param(address)
+
+
+raw_compare_exchange, _raw_exchange = _load_functions()
+
+
+class Operand:
+    """The two cells that one thread lends to a compare-exchange or an exchange.
+
+    It belongs to the process that made it: after a fork the child's copy refuses to work (:class:`_process.Forked`), so
+    that a child which goes on in the middle of its parent's acquire cannot write as its parent.  The check stands
+    directly before the call, where no signal handler, and so no fork, can come in between.
+    """
+
+    __slots__ = ("_cells", "_desired", "_desired_pointer", "_expected", "_expected_pointer", "process", "tried")
+
+    def __init__(self) -> None:
+        self._cells = (ctypes.c_uint64 * 2)()
+        base = ctypes.addressof(self._cells)
+        cells = memoryview(self._cells).cast("B").cast("Q")
+        self._expected = cells[0:1]
+        self._desired = cells[1:2]
+        self._expected_pointer = pointer(base)
+        self._desired_pointer = pointer(base + WORD)
+        self.process = _process.current
+        self.tried: int | None = None
+
+    def compare_exchange(self, word: Pointer, expected: int, desired: int) -> bool:
+        """Write ``desired`` into the word if it holds ``expected``; whether it did.  A full fence either way."""
+        self.tried = None
+        self._expected[0] = expected
+        self._desired[0] = desired
+        if self.process is not _process.current:
+            raise _process.Forked
+        self.tried = expected
+        return raw_compare_exchange(word, self._expected_pointer, self._desired_pointer) == 1
+
+    def succeeded(self) -> bool:
+        """Whether the latest compare-exchange of this operand was carried out and took effect."""
+        return self.tried is not None and self._expected[0] == self.tried
+
+    def exchange(self, word: Pointer, desired: int) -> int:
+        """Write ``desired`` into the word and return what was there.  A full fence."""
+        self._desired[0] = desired
+        if self.process is not _process.current:
+            raise _process.Forked
+        _raw_exchange(word, self._desired_pointer, self._expected_pointer)
+        return self._expected[0]
+
+
+class Words:
+    """The words of one mapping.  Indices are words; ``pointers`` are call arguments for the functions above.
+
+    A read-only mapping can be loaded from; everything else needs a writable one.
+    """
+
+    __slots__ = ("address", "view")
+
+    def __init__(self, buffer: memoryview) -> None:
+        whole = len(buffer) // WORD * WORD
+        self.view = buffer[:whole].cast("B").cast("Q")
+        self.address = 0
+        if not buffer.readonly:
+            anchor = ctypes.c_char.from_buffer(buffer)
+            self.address = ctypes.addressof(anchor)
+            del anchor
+
+    def pointer(self, index: int) -> Pointer:
+        if not self.address or not 0 <= index < len(self.view):
+            raise IndexError(f"no writable word {index}")
+        return pointer(self.address + index * WORD)
+
+    def load(self, index: int) -> int:
+        return self.view[index]
+
+    def store(self, index: int, value: int) -> None:
+        """A plain store: not ordered before later loads of other words."""
+        self.view[index] = value
+
+    def compare_exchange(self, index: int, expected: int, desired: int) -> bool:
+        return Operand().compare_exchange(self.pointer(index), expected, desired)
+
+    def fetch_add(self, index: int, addend: int) -> int:
+        """Add to the word, modulo 2**64, and return what was there."""
+        while not self.compare_exchange(index, seen := self.view[index], (seen + addend) & WORD_MASK):
+            pass
+        return seen
+
+    def raise_to(self, index: int, value: int) -> None:
+        """Make the word at least ``value``."""
+        while (seen := self.view[index]) < value:
+            self.compare_exchange(index, seen, value)
+
+    def release(self) -> None:
+        self.view.release()

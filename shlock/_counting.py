@@ -1,0 +1,621 @@
+"""Words that count: a plain Semaphore, a Condition, an Event, a Barrier.  Nobody owns them.
+
+    Semaphore  value << 5 | PARKED
+    Condition  notifications << 5 | PARKED
+    Event      times set << 5 | SET | PARKED
+    Barrier    outcomes << 45 | round << 21 | arrived << 5 | ACTING | BROKEN | PARKED
+
+Each change is a compare-exchange; whoever changes a word so that waiters may go on wakes them afterwards.  PARKED says that
+somebody may be parked.  Its rules are those of the lock (``_owned``): a waiter publishes its spot, then sets PARKED by a
+compare-exchange that it always makes, then sleeps; who goes in from the parking place leaves PARKED set.
+
+    # killed after                       repaired by        outcome
+    # C11 permit given, nobody woken     poll               a waiter takes it within its poll interval
+    # C12 permit taken                   -                  the permit of a plain semaphore is gone, as documented
+    # C13 waits on a condition           notify, reap       it may be chosen in vain: the notification goes on to the next
+    # C14 condition: chose, didn't post  poll               the chosen waiter sees NOTIFIED
+    # C15 event set, nobody woken        poll               waiters see the flag, or that it was set meanwhile
+    # C16 party arrived, not counted     poll               the others see its party word: the barrier breaks
+    # C17 party counted, waits           poll               as C16
+    # C18 last one acts                  poll               as C16
+    # C19 round over, nobody woken       poll               waiters see that the round is over
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from threading import BrokenBarrierError
+from typing import Any, ClassVar, Final
+
+from . import _layout as at
+from . import _process
+from ._arena import Block
+from ._atomic import Operand
+from ._parking import Spot, deadline_after, parking_of
+from ._process import Forked
+from ._sys import crash_points
+
+__all__ = ["BarrierWord", "ConditionWord", "EventWord", "SemaphoreWord"]
+
+RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
+
+
+class _Word:
+    """The word of one block, as this process uses it."""
+
+    def __init__(self, block: Block) -> None:
+        words = block.arena.words
+        self.block = block
+        self.index = block.index
+        self.view = words.view
+        self.place = block.word
+        self.pointer = words.pointer(block.word)
+        self.parking = parking_of(block.arena)
+
+    def change(self, operand: Operand, seen: int, new: int) -> bool:
+        return operand.compare_exchange(self.pointer, seen, new)
+
+    def mark_parked(self, operand: Operand, seen: int) -> bool:
+        """Set PARKED by an exchange that is always made; False if the word was another one by then."""
+        return operand.compare_exchange(self.pointer, seen, seen | at.PARKED)
+
+
+def _as_itself(action: Callable[[], Any]) -> Any:
+    """Start again if this process turns out to be a child that was forked in the middle."""
+    while True:
+        try:
+            return action()
+        except Forked:
+            continue
+
+
+# -- Semaphore ------------------------------------------------------------------------------------------------------------
+
+
+class SemaphoreWord(_Word):
+    """A counter of permits."""
+
+    def __init__(self, block: Block, limit: int) -> None:
+        super().__init__(block)
+        self.limit = limit
+
+    def value(self) -> int:
+        return self.view[self.place] >> at.COUNT_SHIFT
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        if block and timeout is not None:
+            deadline = deadline_after(timeout)
+            block = timeout > 0
+        else:
+            deadline = None
+        return bool(_as_itself(lambda: self._acquire(block, deadline)))
+
+    def _acquire(self, block: bool, deadline: float | None) -> bool:
+        waiter = _PermitWaiter(self)
+        try:
+            while (w := self.view[self.place]) >> at.COUNT_SHIFT:
+                if waiter.take.compare_exchange(self.pointer, w, w - at.ONE):
+                    return True
+            return block and self.parking.park(waiter, deadline)
+        except BaseException:
+            if waiter.take.process is _process.current and waiter.inside():
+                waiter.withdraw(False)
+            raise
+
+    def release(self) -> None:
+        give = Operand()
+        for interruptible in (True, False):
+            try:
+                while not give.succeeded():
+                    w = self.view[self.place]
+                    if w >> at.COUNT_SHIFT >= self.limit:
+                        raise ValueError(RELEASED_TOO_OFTEN)
+                    self.change(give, w, w + at.ONE)
+                if give.tried is not None and give.tried & at.PARKED:
+                    self.wake_next()
+                return
+            except Forked:
+                return  # a child: the release was its parent's
+            except ValueError:
+                raise
+            except BaseException:
+                if give.process is not _process.current or not give.succeeded() or not interruptible:
+                    raise
+                self.wake_next()
+                raise
+
+    def wake_next(self) -> None:
+        if crash_points:
+            crash_points[0]("C11 permit given, nobody woken")
+        if not self.parking.unpark_one(self.index):
+            w = self.view[self.place]
+            if w >> at.COUNT_SHIFT:
+                self.change(Operand(), w, w & ~at.PARKED)
+
+
+class _PermitWaiter:
+    """One thread on its way to a permit."""
+
+    def __init__(self, word: SemaphoreWord) -> None:
+        self.word = word
+        self.index = word.index
+        self.take = Operand()
+        self.mark = Operand()
+        self.back = Operand()
+
+    def inside(self) -> bool:
+        return self.take.succeeded() and not self.back.succeeded()
+
+    def attempt(self, spot: Spot) -> bool:
+        if self.take.succeeded():
+            return True
+        spot.renew()
+        word = self.word
+        while True:
+            w = word.view[word.place]
+            if w >> at.COUNT_SHIFT:
+                if self.take.compare_exchange(word.pointer, w, (w - at.ONE) | at.PARKED):
+                    return True
+            elif word.mark_parked(self.mark, w):
+                return False
+
+    def poll(self, spot: Spot) -> None:
+        """A permit without an owner is nobody's to take back."""
+
+    def withdraw(self, notified: bool) -> None:
+        word = self.word
+        while self.inside():
+            w = word.view[word.place]
+            word.change(self.back, w, w + at.ONE)
+        if word.value():
+            word.parking.unpark_one(self.index)
+
+
+# -- Condition ------------------------------------------------------------------------------------------------------------
+
+
+class ConditionWord(_Word):
+    """Who waits is in the spots; the word only says whether it is worth looking."""
+
+    def wait(self, lock: Any, timeout: float | None) -> bool:
+        deadline = deadline_after(timeout)
+        process = _process.current
+        waiter = _NotificationWaiter(self, lock)
+        try:
+            self.parking.park(waiter, deadline)
+        finally:
+            if process is _process.current:
+                waiter.take_lock_again()
+        return waiter.notified
+
+    def notify(self, n: int) -> None:
+        w = self.view[self.place]
+        if not w & at.PARKED:
+            return
+        if crash_points:
+            crash_points[0]("C13 before a waiter is chosen")
+        self.parking.unpark_many(self.index, n)
+        if not any(True for _ in self.parking.waiting(self.index)):
+            # Nobody can have come: who waits publishes its spot while it holds the lock that we hold.
+            self.change(Operand(), w, (w & ~at.PARKED) + at.ONE & at.WORD_MASK)
+
+
+class _NotificationWaiter:
+    """One thread that waits for a notification, and gave its lock back for that time."""
+
+    def __init__(self, word: ConditionWord, lock: Any) -> None:
+        self.word = word
+        self.index = word.index
+        self.mark = Operand()
+        self.lock = lock
+        self.depth: int | None = None  # how often we held the lock, once it is released
+        self.notified = False
+
+    def attempt(self, spot: Spot) -> bool:
+        word = self.word
+        if self.depth is None:
+            while not word.mark_parked(self.mark, word.view[word.place]):
+                pass
+            if crash_points:
+                crash_points[0]("C13 spot published, lock still held")
+            self.depth = _depth(self.lock)
+            _release_fully(self.lock, self.depth)
+            if crash_points:
+                crash_points[0]("C13 lock released")
+        if spot.is_notified():
+            self.notified = True
+        return self.notified
+
+    def poll(self, spot: Spot) -> None:
+        """Nothing to recover: the parking place itself passes on what a dead waiter was told."""
+
+    def withdraw(self, notified: bool) -> None:
+        # At the deadline a notification that came just in time counts; by an exception it goes on to the next.
+        if notified and not self.notified:
+            if _is_raising():
+                self.word.parking.unpark_one(self.index)
+            else:
+                self.notified = True
+
+    def take_lock_again(self) -> None:
+        if self.depth is not None and not self.lock._semlock._is_mine():
+            restore = getattr(self.lock, "_acquire_restore", None)
+            if restore is not None:
+                restore(self.depth)
+            else:
+                for _ in range(self.depth):
+                    self.lock.acquire()
+
+
+def _is_raising() -> bool:
+    import sys
+
+    return sys.exc_info()[0] is not None
+
+
+def _depth(lock: Any) -> int:
+    depth: int = lock._semlock._count()
+    return depth
+
+
+def _release_fully(lock: Any, depth: int) -> None:
+    save = getattr(lock, "_release_save", None)
+    if save is not None:
+        save()
+    else:
+        for _ in range(depth):
+            lock.release()
+
+
+# -- Event ----------------------------------------------------------------------------------------------------------------
+
+
+class EventWord(_Word):
+    """A flag, and how often it was raised."""
+
+    def is_set(self) -> bool:
+        return bool(self.view[self.place] & at.SET)
+
+    def set(self) -> None:
+        operand = Operand()
+        try:
+            while True:
+                w = self.view[self.place]
+                if w & at.SET:
+                    return
+                if self.change(operand, w, ((w & ~at.PARKED) + at.ONE | at.SET) & at.WORD_MASK):
+                    break
+            if crash_points:
+                crash_points[0]("C15 event set, nobody woken")
+            if w & at.PARKED:
+                self.parking.unpark_many(self.index)
+        except Forked:
+            return
+        except BaseException:
+            if operand.process is _process.current and operand.succeeded():
+                self.parking.unpark_many(self.index)
+            raise
+
+    def clear(self) -> None:
+        operand = Operand()
+        with contextlib.suppress(Forked):
+            while (w := self.view[self.place]) & at.SET and not self.change(operand, w, w & ~at.SET):
+                pass
+
+    def wait(self, timeout: float | None) -> bool:
+        w = self.view[self.place]
+        if w & at.SET:
+            return True
+        deadline = deadline_after(timeout)
+        if timeout is not None and timeout <= 0:
+            return False
+        return bool(_as_itself(lambda: self.parking.park(_FlagWaiter(self, w >> at.COUNT_SHIFT), deadline)))
+
+
+class _FlagWaiter:
+    """One thread that waits for the flag, or for it to have been raised meanwhile."""
+
+    def __init__(self, word: EventWord, raised: int) -> None:
+        self.word = word
+        self.index = word.index
+        self.raised = raised
+        self.mark = Operand()
+
+    def attempt(self, spot: Spot) -> bool:
+        word = self.word
+        spot.renew()
+        while True:
+            w = word.view[word.place]
+            if w & at.SET or w >> at.COUNT_SHIFT != self.raised:
+                return True
+            if word.mark_parked(self.mark, w):
+                return False
+
+    def poll(self, spot: Spot) -> None:
+        """Nothing to recover: the word itself says whether it was set."""
+
+    def withdraw(self, notified: bool) -> None:
+        """Everybody is woken at once: nothing to pass on."""
+
+
+# -- Barrier --------------------------------------------------------------------------------------------------------------
+
+
+class BarrierWord(_Word):
+    """A count of arrivals in rounds, and one word for each party: who it is, and in which round it waits.
+
+    party word   the process, ARRIVED and the lowest bits of the round while it waits; the process alone once it came
+                 through: it is expected again.  0 once it has left normally, or if there never was one.
+    """
+
+    COUNT_BITS: ClassVar[int] = 16
+    ROUND_SHIFT: ClassVar[int] = at.COUNT_SHIFT + 16
+    ROUND_BITS: ClassVar[int] = 24
+    OUTCOME_SHIFT: ClassVar[int] = at.COUNT_SHIFT + 16 + 24
+    OUTCOMES: ClassVar[int] = 64 - (at.COUNT_SHIFT + 16 + 24)  # of how many past rounds the word knows whether they broke
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block)
+        self.parties = block.parameter
+        self.cells = [(place, block.arena.words.pointer(place)) for place in block.cells]
+        self.mine: list[int] = []  # party words of this process that are not in use
+        self.process = _process.current
+
+    # What the word says.
+
+    def _round(self, w: int) -> int:
+        return w >> self.ROUND_SHIFT & (1 << self.ROUND_BITS) - 1
+
+    def _arrived(self, w: int) -> int:
+        arrived = w >> at.COUNT_SHIFT & (1 << self.COUNT_BITS) - 1
+        if arrived > self.parties:
+            raise self.block.arena.damaged(f"barrier {self.block.index} counts {arrived} of {self.parties} parties")
+        return arrived
+
+    def _next_round(self, w: int, *, broken: bool) -> int:
+        outcomes = (w >> self.OUTCOME_SHIFT) << 1 & (1 << self.OUTCOMES) - 1 | broken
+        number = self._round(w) + 1 & (1 << self.ROUND_BITS) - 1
+        return outcomes << self.OUTCOME_SHIFT | number << self.ROUND_SHIFT
+
+    def outcome(self, w: int, number: int) -> bool | None:
+        """Whether a round came through (True) or broke (False); None while it goes on."""
+        if self._round(w) == number:
+            return False if w & at.BROKEN else None
+        ago = (self._round(w) - number - 1) % (1 << self.ROUND_BITS)
+        return ago < self.OUTCOMES and not w >> self.OUTCOME_SHIFT + ago & 1
+
+    def waiting(self) -> int:
+        w = self.view[self.place]
+        return 0 if w & at.ACTING else self._arrived(w)
+
+    def is_broken(self) -> bool:
+        return bool(self.view[self.place] & at.BROKEN)
+
+    # What parties do.
+
+    def wait(self, action: Callable[[], object] | None, timeout: float | None) -> int:
+        deadline = deadline_after(timeout)
+        arrival = _Arrival(self)
+        try:
+            while True:
+                if not self.parking_until_open(deadline):
+                    self.abort()
+                    raise BrokenBarrierError
+                position = arrival.arrive()
+                if position is not None:
+                    break
+            if position == self.parties - 1:
+                self._act(action, arrival.number)
+            elif not self.parking.park(arrival, deadline):
+                self.abort()
+                if not self.outcome(self.view[self.place], arrival.number):
+                    raise BrokenBarrierError
+            if not self.outcome(self.view[self.place], arrival.number):
+                raise BrokenBarrierError
+            return position
+        except Forked:
+            raise BrokenBarrierError("this process was forked from a party that was waiting") from None
+        except BrokenBarrierError:
+            raise
+        except BaseException:
+            arrival.take_back()
+            raise
+        finally:
+            arrival.leave()
+
+    def parking_until_open(self, deadline: float | None) -> bool:
+        """Wait while the last of a full round still acts.  BrokenBarrierError if it is broken."""
+        w = self.view[self.place]
+        if w & at.BROKEN:
+            raise BrokenBarrierError
+        if not w & at.ACTING and self._arrived(w) < self.parties:
+            return True
+        return self.parking.park(_OpenWaiter(self), deadline)
+
+    def _act(self, action: Callable[[], object] | None, number: int) -> None:
+        """Everybody is here and we came last: run the action, end the round, wake the others."""
+        try:
+            if crash_points:
+                crash_points[0]("C18 last one acts")
+            if action is not None:
+                action()
+        except BaseException:
+            self.abort()
+            raise
+        end = Operand()
+        try:
+            while self._round(w := self.view[self.place]) == number and not w & at.BROKEN:
+                if self.change(end, w, self._next_round(w, broken=False)):
+                    break
+            if crash_points:
+                crash_points[0]("C19 round over, nobody woken")
+        finally:
+            if end.process is _process.current:
+                self.parking.unpark_many(self.index)
+
+    def abort(self) -> None:
+        operand = Operand()
+        while not (w := self.view[self.place]) & at.BROKEN and not self.change(operand, w, w | at.BROKEN):
+            pass
+        self.parking.unpark_many(self.index)
+
+    def reset(self) -> None:
+        operand = Operand()
+        while True:
+            w = self.view[self.place]
+            if not w & at.BROKEN and not self._arrived(w):
+                break
+            if self.change(operand, w, self._next_round(w, broken=True)):
+                break
+        for place, pointer in self.cells:
+            party = self.view[place]
+            if party & at.OWNER and not _process.is_alive(party):
+                operand.compare_exchange(pointer, party, 0)
+        self.parking.unpark_many(self.index)
+
+    def break_if_a_party_died(self) -> None:
+        for place, _ in self.cells:
+            party = self.view[place]
+            if party & at.OWNER and not _process.is_alive(party):
+                self.abort()
+                return
+
+    # Party words.
+
+    def enter_party(self, number: int) -> int | None:
+        """Take a party word for this round: one that is ours, a free one, or one of somebody who doesn't wait now."""
+        if self.process is not _process.current:
+            self.process, self.mine = _process.current, []
+        me = _process.current.word
+        waiting = me | at.ARRIVED | (number & 15) << 1
+        operand = Operand()
+        while self.mine:
+            with contextlib.suppress(IndexError):
+                position = self.mine.pop()
+                place, pointer = self.cells[position]
+                if self.view[place] == me and operand.compare_exchange(pointer, me, waiting):
+                    return position
+        for wanted in (self._is_free, self._is_expected, lambda party: self._is_late(party, number)):
+            for position, (place, pointer) in enumerate(self.cells):
+                party = self.view[place]
+                if wanted(party) and operand.compare_exchange(pointer, party, waiting):
+                    return position
+        return None  # more threads than parties wait: our death would go unnoticed, as in multiprocessing
+
+    @staticmethod
+    def _is_free(party: int) -> bool:
+        return not party & at.OWNER
+
+    @staticmethod
+    def _is_expected(party: int) -> bool:
+        return not party & at.ARRIVED and _process.is_alive(party)
+
+    @staticmethod
+    def _is_late(party: int, number: int) -> bool:
+        return bool(party & at.ARRIVED) and party >> 1 & 15 != number & 15 and _process.is_alive(party)
+
+    def leave_party(self) -> None:
+        """A normal end: this process is not expected any more."""
+        if self.process is _process.current:
+            me, operand = _process.current.word, Operand()
+            for place, pointer in self.cells:
+                if self.view[place] == me:
+                    operand.compare_exchange(pointer, me, 0)
+            self.mine.clear()
+
+
+class _Arrival:
+    """One thread that waits in one round."""
+
+    def __init__(self, word: BarrierWord) -> None:
+        self.word = word
+        self.index = word.index
+        self.number = -1
+        self.position: int | None = None
+        self.count = Operand()
+        self.mark = Operand()
+
+    def arrive(self) -> int | None:
+        """Be counted in the present round; how many were there before.  None if the round is over or full: again."""
+        word = self.word
+        w = word.view[word.place]
+        self.leave()
+        self.number = word._round(w)
+        self.position = word.enter_party(self.number)
+        if crash_points:
+            crash_points[0]("C16 party arrived, not counted")
+        while True:
+            w = word.view[word.place]
+            arrived = word._arrived(w)
+            if w & (at.BROKEN | at.ACTING) or word._round(w) != self.number or arrived >= word.parties:
+                return None
+            last = at.ACTING if arrived == word.parties - 1 else 0
+            if word.change(self.count, w, w + at.ONE | last):
+                if crash_points:
+                    crash_points[0]("C17 party counted")
+                return arrived
+
+    def take_back(self) -> None:
+        """By an exception: be no longer counted, if the round goes on."""
+        word, operand = self.word, Operand()
+        if self.count.process is not _process.current or not self.count.succeeded():
+            return
+        while word.outcome(w := word.view[word.place], self.number) is None and not w & at.ACTING and word._arrived(w):
+            if word.change(operand, w, w - at.ONE):
+                return
+
+    def leave(self) -> None:
+        """Be no longer waiting, but expected in the next round."""
+        word, position, self.position = self.word, self.position, None
+        if position is None or self.count.process is not _process.current:
+            return
+        me = _process.current.word
+        place, pointer = word.cells[position]
+        if Operand().compare_exchange(pointer, me | at.ARRIVED | (self.number & 15) << 1, me):
+            word.mine.append(position)
+
+    def attempt(self, spot: Spot) -> bool:
+        word = self.word
+        spot.renew()
+        while True:
+            w = word.view[word.place]
+            if word.outcome(w, self.number) is not None:
+                return True
+            if word.mark_parked(self.mark, w):
+                return False
+
+    def poll(self, spot: Spot) -> None:
+        self.word.break_if_a_party_died()
+
+    def withdraw(self, notified: bool) -> None:
+        """Everybody is woken at once: nothing to pass on."""
+
+
+class _OpenWaiter:
+    """One thread that came while the last round was still ending."""
+
+    def __init__(self, word: BarrierWord) -> None:
+        self.word = word
+        self.index = word.index
+        self.mark = Operand()
+
+    def attempt(self, spot: Spot) -> bool:
+        word = self.word
+        spot.renew()
+        while True:
+            w = word.view[word.place]
+            if w & at.BROKEN:
+                return True
+            if not w & at.ACTING and word._arrived(w) < word.parties:
+                return True
+            if word.mark_parked(self.mark, w):
+                return False
+
+    def poll(self, spot: Spot) -> None:
+        self.word.break_if_a_party_died()
+
+    def withdraw(self, notified: bool) -> None:
+        """Everybody is woken at once: nothing to pass on."""
+
+

@@ -1,0 +1,165 @@
+"""Where everything lies in a segment: magic, version, offsets in 64-bit words, and the names of bits.  No I/O here.
+
+A segment is one arena: a header, parking spots, names of processes, control blocks and, in a named domain, the table
+and the text of names::
+
+    header      512 words   see the constants HEADER_*
+    spots       4 arrays of `spots` words: STATE, CLAIM, THREAD, SINCE
+    processes   8 words each: identity, then 56 bytes of text
+    blocks      16 words each, see the constants BLOCK_*
+    names       2 words for each block: hash of the name (0 = free), place and length of its text
+    text        the bytes of the names
+
+The owner word (bits of W; one per Lock or RLock, one per permit of an owned Semaphore)::
+
+    bits 0-4 flags | bits 5-26 pid | bits 27-63 birth: start time of the process in clock ticks since boot
+
+The spot word (S)::
+
+    bits 0-1 state | bits 2-25 key (index of the control block) | bits 26-63 sequence
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
+VERSION: Final = 1
+
+WORD: Final = 8  # bytes
+WORD_MASK: Final = (1 << 64) - 1
+
+# Flags of an owner word.
+PARKED: Final = 1 << 0  # somebody may be asleep on this word: a release has to look for a waiter
+DIED: Final = 1 << 1  # an owner died inside and nobody has put in order what it left
+RESERVED: Final = 1 << 2  # kept for hand-off: the owner field names a parking spot
+BIASED: Final = 1 << 3  # kept for the biased path
+REVOKING: Final = 1 << 4  # kept for the biased path
+FLAGS: Final = PARKED | DIED | RESERVED | BIASED | REVOKING
+OWNER: Final = WORD_MASK & ~FLAGS
+
+PID_SHIFT: Final = 5
+PID_BITS: Final = 22
+BIRTH_SHIFT: Final = PID_SHIFT + PID_BITS
+BIRTH_BITS: Final = 64 - BIRTH_SHIFT
+
+# Words that count, of Semaphore, Event, Condition and Barrier: flags below, numbers above.
+COUNT_SHIFT: Final = 5
+ONE: Final = 1 << COUNT_SHIFT
+SET: Final = 1 << 1  # Event: the flag is up
+BROKEN: Final = 1 << 1  # Barrier: nobody gets through until reset()
+ACTING: Final = 1 << 2  # Barrier: everybody has arrived, the last one runs the action
+
+ARRIVED: Final = 1 << 0  # Barrier, word of a party: it waits in this round
+
+# States of a parking spot.
+IDLE: Final = 0
+WAITING: Final = 1
+NOTIFIED: Final = 2
+STATE: Final = 3
+KEY_SHIFT: Final = 2
+KEY_BITS: Final = 24
+KEY: Final = ((1 << KEY_BITS) - 1) << KEY_SHIFT
+SEQUENCE_SHIFT: Final = KEY_SHIFT + KEY_BITS
+SEQUENCE_ONE: Final = 1 << SEQUENCE_SHIFT
+SEQUENCE: Final = WORD_MASK & ~(KEY | STATE)
+
+# Header, in words.
+HEADER_MAGIC: Final = 0
+HEADER_VERSION: Final = 1
+HEADER_BOOT: Final = 2  # two words
+HEADER_NAMESPACE: Final = 4
+HEADER_USER: Final = 5
+HEADER_IDENTITY: Final = 6  # a random number that names the arena
+HEADER_SIZE: Final = 7  # bytes
+HEADER_SPOTS: Final = 8
+HEADER_PROCESSES: Final = 9
+HEADER_BLOCKS: Final = 10
+HEADER_TEXT: Final = 11  # bytes; 0 in an arena without names
+HEADER_SPOTS_USED: Final = 12  # no spot at this index or above was ever claimed
+HEADER_TEXT_USED: Final = 14  # bytes
+HEADER_NAMES_USED: Final = 15
+HEADER_JANITOR: Final = 16  # identity of the process that removes the semaphores of an arena without a name
+HEADER_BLOCKS_USED: Final = 17  # no block at this index or above was ever used (only in an arena without names)
+HEADER_DOMAIN: Final = 32  # length in bytes, then the text
+HEADER_WORDS: Final = 512
+
+# Arrays of the spots, in their order.
+SPOT_STATE, SPOT_CLAIM, SPOT_THREAD, SPOT_SINCE = range(4)
+SPOT_ARRAYS: Final = 4
+
+PROCESS_WORDS: Final = 8
+PROCESS_TEXT: Final = (PROCESS_WORDS - 1) * WORD
+
+# A control block, in words.
+BLOCK_WORD: Final = 0  # W
+BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned
+BLOCK_PARAMETER: Final = 2  # Semaphore: initial value and bound; Barrier: parties
+BLOCK_DEAD: Final = 3  # identity of the owner that died last
+BLOCK_FOUND: Final = 4  # when that was found, nanoseconds since the epoch
+BLOCK_SINCE: Final = 5  # when the present owner got in, monotonic nanoseconds; 0 = unknown
+BLOCK_MORE: Final = 6  # index of the first extension block; 0 = none
+BLOCK_CELLS: Final = 8  # 8 cells here, then EXTENSION_CELLS in every extension
+BLOCK_WORDS: Final = 16
+BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
+EXTENSION_CELLS: Final = 2
+EXTENSION_CELL_COUNT: Final = BLOCK_WORDS - EXTENSION_CELLS
+EXTENSION_NEXT: Final = 0
+
+FREE_BLOCK, LOCK, RLOCK, SEMAPHORE, BOUNDED_SEMAPHORE, CONDITION, EVENT, BARRIER, EXTENSION = range(9)
+KIND_NAMES: Final = ("", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier", "")
+KIND: Final = 0xFF
+POLICY_SHIFT: Final = 8
+POLICY: Final = 0xFF << POLICY_SHIFT
+OWNED: Final = 1 << 16
+POLICIES: Final = ("warn", "ignore", "poison")
+
+NAME_HASH: Final = 0
+NAME_TEXT: Final = 1  # bits 0-15 length in bytes, bits 16-63 place in the text
+NAME_WORDS: Final = 2
+HASH_FREE: Final = 0
+HASH_EXTENSION: Final = 2  # the block of that index extends another block; no hash of a name is below 4
+
+MAX_NAME: Final = 200  # bytes of UTF-8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets in words of the tables of one segment, from its four capacities."""
+
+    spots: int
+    processes: int
+    blocks: int
+    text: int  # bytes, a multiple of 8
+
+    @property
+    def spot_table(self) -> int:
+        return HEADER_WORDS
+
+    @property
+    def process_table(self) -> int:
+        return self.spot_table + SPOT_ARRAYS * self.spots
+
+    @property
+    def block_table(self) -> int:
+        return self.process_table + PROCESS_WORDS * self.processes
+
+    @property
+    def name_table(self) -> int:
+        return self.block_table + BLOCK_WORDS * self.blocks
+
+    @property
+    def text_start(self) -> int:
+        return self.name_table + (NAME_WORDS * self.blocks if self.text else 0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole segment."""
+        return self.text_start * WORD + self.text
+
+    def spot(self, array: int, index: int) -> int:
+        return HEADER_WORDS + array * self.spots + index
+
+    def block(self, index: int) -> int:
+        return self.block_table + BLOCK_WORDS * index

@@ -1,0 +1,535 @@
+"""Words that name their owner: the lock protocol.  A Lock is one such word; an owned Semaphore of n permits is n of them.
+
+    # W                     owner   entered by                        leaves to
+    # 0                     -       R1, R3, first state               HELD
+    # HELD      me          live    A1, A2                            0 (R1), HELD|PARKED
+    # HELD|P    me|PARKED   live    A2, A5, a waiter's mark           PARKED (R2)
+    # PARKED                -       R2, A8                            HELD|P (A2, A5), 0 (R3)
+    # DEAD      any HELD    dead    the owner's death                 HEIR (poll), POISONED (poll, if the policy is "poison")
+    # HEIR      me|P|DIED   live    poll, A2 and A5 from POISONED     PARKED (R2), POISONED (A8, failed repair)
+    # POISONED  PARKED|DIED -       poll, A8 of an heir               HEIR (the next acquire, or repair())
+
+    acquire
+    A1  CAS(W: 0 -> me): in.
+    A2  look for a bounded time: W free: CAS(w -> me | flags of w): in; w had DIED: we are the heir, and told.
+    A3  not blocking: False.  Who only ever tries has to find a dead owner too: a poll, at most once per poll interval.
+    A4  publish the spot.
+    A5  w = W.  free: CAS(w -> me|PARKED|DIED of w): in -> A7.
+                held: CAS(w -> w|PARKED), ALWAYS, also when the bit is set: it is the fence that orders our S before our
+                look at W, and pairs with R2 before R3.
+    A6  sleep.  poll: the owner is dead: CAS(w -> me|PARKED|DIED): in, and told -> A7.  else -> A5.
+    A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.
+    A8  withdraw: S := IDLE, then by what W says: ours: CAS -> PARKED|DIED of w, wake one.  free: wake one.
+                another's: CAS(w -> w|PARKED).
+    release
+    R1  CAS(W: me -> 0): out.
+    R2  CAS(w -> PARKED).  DIED goes: the heir has put in order what it was told of.
+    R3  wake one; none there: CAS(W: PARKED -> 0), failure is fine.  Runs to its end also when it is interrupted.
+
+    # I5  at most one process is inside: W changes to "me" by compare-exchange from a word without an owner, or from the
+    #     exact word of an owner that the kernel calls dead
+    # I6  a death inside is told once to each heir in turn until one of them releases: DIED stays in W while the heir holds
+    # I7  who takes W from the parking place leaves PARKED in it
+
+    # killed after             the word says     repaired by   outcome
+    # C6 A1, A2, A5: taken     HELD              poll          heir told
+    # C7 R1                    0                 -             nothing to repair
+    # C8 R2, nobody woken      PARKED            poll          a waiter gets in within its poll interval
+    # C9 heir took it          HEIR              poll          the next heir is told of this one
+    # C10 poll wrote who died  DEAD              poll          the next poll writes the same
+
+"me" is the word of the process.  Which of its threads holds it, and whether an interrupted compare-exchange was carried out,
+is known only inside the process (``thread``, ``Operand.succeeded``).  A thread of a living process that ends while it
+holds is not a dead owner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import warnings
+from _thread import get_ident
+from collections.abc import Callable
+from typing import Final
+
+from . import _layout as at
+from . import _process
+from ._arena import Block
+from ._atomic import Operand, Pointer, pointer, raw_compare_exchange
+from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
+from ._process import Forked, identity_pointer
+from ._sys import SYSTEM, crash_points
+from .errors import Abandoned, AbandonedError, AbandonedWarning
+
+__all__ = ["OwnedWords", "make_fast_path"]
+
+WARN, IGNORE, POISON = range(len(at.POLICIES))
+
+#: Looks at a held word before a thread goes to sleep; each look takes some 0.1 us.
+MOST_LOOKS: Final = 100
+RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
+
+
+class OwnedWords:
+    """The owned words of one control block, as this process uses them: what all its objects for that block share."""
+
+    __slots__ = (
+        "__weakref__", "block", "depth", "looks", "name", "next_look",
+        "parking", "places", "policy", "skips", "thread", "view",
+    )  # fmt: skip
+
+    def __init__(self, block: Block, places: list[int]) -> None:
+        words = block.arena.words
+        self.block = block
+        self.view = words.view
+        self.places: list[tuple[int, Pointer]] = [(place, words.pointer(place)) for place in places]
+        self.policy = min(block.policy, POISON)
+        self.parking = parking_of(block.arena)
+        self.thread = 0  # which thread of this process took it last; means something while the word is ours
+        self.depth = 1  # how often an RLock's owner took it
+        self.next_look = 0.0
+        self.looks = MOST_LOOKS // 4
+        self.skips = [0]
+
+    # -- who ----------------------------------------------------------------------------------------------------------
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds it (a single word only)."""
+        return self.thread == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
+
+    def owners(self) -> list[int]:
+        return [owner for place, _ in self.places if (owner := self.view[place] & at.OWNER)]
+
+    def free(self) -> int:
+        """How many of the words have no owner."""
+        return sum(1 for place, _ in self.places if not self.view[place] & at.OWNER)
+
+    def since(self) -> int:
+        """When the present owner got in, in monotonic nanoseconds; 0 = unknown."""
+        return self.view[self.block.start + at.BLOCK_SINCE]
+
+    def abandoned(self) -> Abandoned | None:
+        """Who died inside, from the death to the release of the heir (or to the repair)."""
+        if not any(self.view[place] & at.DIED for place, _ in self.places):
+            return None
+        dead = self.view[self.block.start + at.BLOCK_DEAD]
+        found = self.view[self.block.start + at.BLOCK_FOUND]
+        return Abandoned(_process.pid_of(dead), self.block.arena.process_name(dead), found / 1e9)
+
+    # -- acquire ------------------------------------------------------------------------------------------------------
+
+    def acquire(self, block: bool, timeout: float | None, *, repair: bool = False) -> bool:
+        """All of acquire but the fast path.  ``repair``: go in although it is poisoned."""
+        deadline = deadline_after(timeout) if block else None
+        block = block and (deadline is None or timeout is None or timeout > 0)
+        while True:
+            try:
+                return self._acquire(block, deadline, repair)
+            except Forked:
+                continue  # we are a child that was forked meanwhile: it starts as itself
+
+    def _acquire(self, block: bool, deadline: float | None, repair: bool) -> bool:
+        waiter = _take_waiter(self, repair)
+        done = False
+        try:
+            got = waiter.look(self._looks() if block else 1)  # A2
+            if not got:
+                if block:
+                    got = self.parking.park(waiter, deadline)
+                else:
+                    got = self._look_for_the_dead(waiter)  # A3
+            if not got:
+                _waiters.append(waiter)
+                return False
+            self.thread = get_ident()
+            self.depth = 1
+            start = self.block.start
+            if crash_points:
+                crash_points[0]("C6 taken")
+            self.view[start + at.BLOCK_SINCE] = SYSTEM.monotonic_ns()
+            if waiter.died and not repair:
+                self._tell()
+            done = True
+            _waiters.append(waiter)
+            if waiter.process is _process.current:
+                return True
+            raise Forked
+        except Forked:
+            raise
+        except BaseException:
+            if not done:
+                waiter.withdraw_fully()
+            elif waiter.process is _process.current:
+                self.release()
+            raise
+
+    def acquire_any(self, block: bool = True, timeout: float | None = None) -> bool:
+        """acquire() of a semaphore: one of several words."""
+        return self.acquire(block, timeout)
+
+    def release_own(self) -> None:
+        """release() of a semaphore: a word of this process, or ValueError."""
+        if _process.current.word not in self.owners():
+            raise ValueError(f"{describe(self.block)}: this process holds no permit of it ({RELEASED_TOO_OFTEN})")
+        self.release(leaving=True)
+
+    def _looks(self) -> int:
+        """How often to look before sleeping: not at all where the owner cannot go on while we look."""
+        if _usable_cores() < 2 or len(self.places) > 1:
+            return 1
+        owner = self.view[self.places[0][0]] & at.OWNER
+        return 1 if owner == _process.current.word else self.looks
+
+    def _look_for_the_dead(self, waiter: OwnerWaiter) -> bool:
+        now = SYSTEM.monotonic()
+        if now < self.next_look:
+            return False
+        self.next_look = now + POLL_INTERVAL
+        waiter.poll(None)
+        return waiter.take.succeeded()
+
+    def _tell(self) -> None:
+        """Tell the heir, as the policy says."""
+        if self.policy == WARN:
+            abandoned = self.abandoned()
+            warnings.warn(AbandonedWarning(f"{describe(self.block)}: {abandoned}"), stacklevel=6)
+
+    # -- release ------------------------------------------------------------------------------------------------------
+
+    def release(self, *, keep_died: bool = False, leaving: bool = False) -> None:
+        """R2 and R3, for any owner: a Lock may be released by another process or thread than took it.
+
+        ``leaving``: at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
+        parent's ``with`` releases nothing; a word that changed hands raises ValueError.
+        """
+        back = _take_operand()
+        interruption: BaseException | None = None
+        error: str | None = None
+        for _ in range(100):
+            try:
+                error = self._release(back, keep_died, leaving)
+                break
+            except Forked:
+                return
+            except BaseException as exception:  # finish first: a half-done release would lose a wake-up
+                interruption = exception
+        if interruption is not None:
+            raise interruption
+        if error is not None:
+            raise ValueError(error)
+        _operands.append(back)
+
+    def _release(self, back: Operand, keep_died: bool, leaving: bool) -> str | None:
+        start, view = self.block.start, self.view
+        if not back.succeeded():
+            place, word = self._place_to_release()
+            while True:
+                w = view[place]
+                owner = w & at.OWNER
+                if not owner:
+                    return RELEASED_TOO_OFTEN
+                if leaving and owner != _process.current.word:
+                    if owner in _process.ancestors:
+                        return None
+                    return f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now"
+                view[start + at.BLOCK_SINCE] = 0
+                keep = at.DIED if keep_died else 0
+                if back.compare_exchange(word, w, at.PARKED | w & keep):  # R2
+                    break
+        if crash_points:
+            crash_points[0]("R3 released, nobody woken")
+        self.wake_next()
+        return None
+
+    def _place_to_release(self) -> tuple[int, Pointer]:
+        """Of several words one of our own."""
+        me = _process.current.word
+        for place, word in self.places[:-1]:
+            if self.view[place] & at.OWNER == me:
+                return place, word
+        return self.places[-1]
+
+    def wake_next(self) -> None:
+        """R3."""
+        single = len(self.places) == 1
+        if not self.parking.unpark_one(self.block.index, self.skips if single else None) and single:
+            if crash_points:
+                crash_points[0]("R3 nobody found")
+            operand = _take_operand()
+            operand.compare_exchange(self.places[0][1], at.PARKED, 0)
+            _operands.append(operand)
+
+
+class OwnerWaiter:
+    """One thread that is on its way in.  ``take`` is used for nothing but taking: it knows whether we are inside."""
+
+    __slots__ = ("back", "died", "index", "mark", "place", "process", "repair", "take", "words")
+
+    def __init__(self) -> None:
+        self.take = Operand()
+        self.mark = Operand()
+        self.back = Operand()
+        self.process = _process.current
+
+    def start(self, words: OwnedWords, repair: bool) -> None:
+        self.words = words
+        self.index = words.block.index
+        self.repair = repair
+        self.died = False
+        self.take.tried = None
+        self.back.tried = None
+        self.place = words.places[0]
+
+    def look(self, looks: int) -> bool:
+        """A2: go in if a word gets free within so many looks."""
+        words = self.words
+        view, me = words.view, _process.current.word
+        spinning = looks > 1
+        while True:
+            for place in words.places:
+                w = view[place[0]]
+                if not w & at.OWNER:
+                    self._refuse_if_poisoned(w)
+                    self.place = place
+                    self.died = bool(w & at.DIED)
+                    if self.take.compare_exchange(place[1], w, me | w & at.FLAGS):
+                        if spinning:
+                            words.looks = min(MOST_LOOKS, words.looks + 4)
+                        return True
+            looks -= 1
+            if looks <= 0:
+                if spinning:
+                    words.looks = max(4, words.looks - 1)
+                return False
+
+    def attempt(self, spot: Spot) -> bool:
+        """A5."""
+        if self.take.succeeded():
+            return True
+        spot.renew()
+        words = self.words
+        view, me = words.view, _process.current.word
+        for place in words.places:
+            while True:
+                w = view[place[0]]
+                if not w & at.OWNER:
+                    self._refuse_if_poisoned(w)
+                    self.place = place
+                    self.died = bool(w & at.DIED)
+                    if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
+                        return True
+                elif self.mark.compare_exchange(place[1], w, w | at.PARKED):
+                    break
+        return False
+
+    def poll(self, spot: Spot | None) -> None:
+        """A6: recover what dead owners hold, one word at a time."""
+        words = self.words
+        view, start = words.view, words.block.start
+        for place in words.places:
+            w = view[place[0]]
+            owner = w & at.OWNER
+            if not owner or _process.is_alive(owner):
+                continue
+            view[start + at.BLOCK_DEAD] = owner
+            view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
+            if crash_points:
+                crash_points[0]("C10 who died is written")
+            if words.policy == POISON and not self.repair:
+                self.mark.compare_exchange(place[1], w, at.PARKED | at.DIED)
+                self._refuse_if_poisoned(view[place[0]])
+                continue
+            self.place = place
+            self.died = True
+            if self.take.compare_exchange(place[1], w, _process.current.word | at.PARKED | at.DIED):
+                return
+
+    def _refuse_if_poisoned(self, w: int) -> None:
+        words = self.words
+        if w & at.DIED and not w & at.OWNER and words.policy == POISON and not self.repair:
+            abandoned = words.abandoned()
+            if abandoned is not None:
+                raise AbandonedError(describe(words.block), abandoned)
+
+    def withdraw(self, notified: bool) -> None:
+        """A8, the spot being IDLE."""
+        words = self.words
+        view = words.view
+        if self.take.succeeded() and not self.back.succeeded():
+            place, word = self.place
+            while (w := view[place]) & at.OWNER == _process.current.word:
+                if self.back.compare_exchange(word, w, at.PARKED | w & at.DIED):
+                    break
+        for place, word in words.places:
+            while (w := view[place]) & at.OWNER:
+                if self.mark.compare_exchange(word, w, w | at.PARKED):
+                    break
+            else:
+                words.parking.unpark_one(self.index)
+                return
+
+    def withdraw_fully(self) -> None:
+        """A8 for an exception outside the parking place; finished before the exception goes on."""
+        interruption: BaseException | None = None
+        for _ in range(100):
+            if self.process is not _process.current:
+                break
+            try:
+                if self.take.succeeded() and not self.back.succeeded():
+                    self.withdraw(False)
+                break
+            except Forked:
+                raise
+            except BaseException as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
+
+# -- the fast path --------------------------------------------------------------------------------------------------------
+
+#: Changed by a fork, in the child: what was going on there is the parent's.
+_generation = object()
+
+#: Expected operands (pointer, cell) that hold 0 and this process's word.
+_zeros: list[tuple[Pointer, memoryview]] = []
+_mine: list[tuple[Pointer, memoryview]] = []
+_waiters: list[OwnerWaiter] = []
+_operands: list[Operand] = []
+
+
+def _cell(value: int) -> tuple[Pointer, memoryview]:
+    cell = ctypes.c_uint64(value)
+    return pointer(ctypes.addressof(cell)), memoryview(cell).cast("B").cast("Q")
+
+
+_ZERO: Final = _cell(0)
+
+
+def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
+    try:
+        waiter = _waiters.pop()
+    except IndexError:
+        waiter = OwnerWaiter()
+    if waiter.process is not _process.current:  # a child gave back what it had copied from its parent
+        waiter = OwnerWaiter()
+    waiter.start(words, repair)
+    return waiter
+
+
+def _take_operand() -> Operand:
+    try:
+        operand = _operands.pop()
+    except IndexError:
+        operand = Operand()
+    if operand.process is not _process.current:
+        operand = Operand()
+    operand.tried = None
+    return operand
+
+
+def _in_child() -> None:
+    global _generation
+    _generation = object()
+    for pool in (_mine, _waiters, _operands):
+        pool.clear()
+
+
+_process.refresh_in_child.append(_in_child)
+
+
+def make_fast_path(words: OwnedWords) -> tuple[Callable[..., bool], Callable[[], None], Callable[[], None]]:
+    """acquire, release and the release at the end of a ``with``, for a single word.
+
+    Uncontended they are one compare-exchange each.  In between, the interpreter may look at signals, switch threads or fork
+    only where a call returns; that is why what has been done is noted without a call, directly before or after.
+    """
+    word = words.places[0][1]
+    compare_exchange, me, zero = raw_compare_exchange, identity_pointer, _ZERO[0]
+    take_zero, give_zero = _zeros.pop, _zeros.append
+    take_mine, give_mine = _mine.pop, _mine.append
+
+    def acquire(block: bool = True, timeout: float | None = None) -> bool:
+        generation = _generation
+        called = taken = False
+        try:
+            if timeout is None and _zeros:
+                operand = take_zero()
+                expected, cell = operand
+                called = True
+                if compare_exchange(word, expected, me):  # A1
+                    taken = True
+                    give_zero(operand)
+                    words.thread = get_ident()
+                    words.depth = 1
+                    if generation is _generation:
+                        return True
+                    taken = False  # forked meanwhile: it is the parent's
+                else:
+                    called = False
+                    cell[0] = 0
+                    give_zero(operand)
+            elif not _zeros:
+                give_zero(_cell(0))
+        except BaseException as error:
+            if (taken or (called and cell[0] == 0)) and generation is _generation:
+                words.release()
+            if not isinstance(error, IndexError) or called or taken:
+                raise
+            # Another thread took the last operand.
+        return words.acquire(block, timeout)
+
+    def make_release(leaving: bool) -> Callable[[], None]:
+        def release() -> None:
+            generation = _generation
+            called = done = False
+            try:
+                if _mine:
+                    operand = take_mine()
+                    expected, cell = operand
+                    mine = cell[0]
+                    if generation is not _generation:
+                        return  # a forked child, in the middle of its parent's release
+                    called = True
+                    if compare_exchange(word, expected, zero):  # R1
+                        done = True
+                        if generation is _generation:
+                            give_mine(operand)
+                        return
+                    called = False
+                    cell[0] = mine
+                    if generation is not _generation:
+                        return
+                    give_mine(operand)
+                else:
+                    give_mine(_cell(_process.current.word))
+            except BaseException as error:
+                if generation is _generation and not (done or (called and cell[0] == mine)):
+                    words.release(leaving=leaving)
+                    done = True
+                if not isinstance(error, IndexError):
+                    raise
+            if generation is _generation and not done:
+                words.release(leaving=leaving)
+
+        return release
+
+    return acquire, make_release(False), make_release(True)
+
+
+_cores = (0.0, 1)
+
+
+def _usable_cores() -> int:
+    """How many processors this process may use; asked anew every second."""
+    global _cores
+    now = time.monotonic()
+    if now >= _cores[0]:
+        _cores = (now + 1.0, SYSTEM.usable_cores())
+    return _cores[1]
+
+
+def describe(block: Block) -> str:
+    """The primitive in an error text: kind and name."""
+    kind = at.KIND_NAMES[min(block.kind, at.EXTENSION)] or "primitive"
+    return f"{kind} {block.name!r}" if block.name is not None else f"{kind} without a name (block {block.index})"

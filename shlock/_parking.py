@@ -1,0 +1,482 @@
+"""The parking place of an arena: the one place where anything sleeps, and where everything is woken.
+
+A thread that has to wait takes a *spot*, publishes in the spot's word S which control block it waits for, makes sure that
+whoever changes that block will see it, and sleeps on the spot's semaphore.  Whoever releases looks for the best waiter of
+the block, marks its S and posts its semaphore.  Who may go in is decided by the primitive's own word alone: a wake-up is a
+hint and no grant, and an empty one does no harm.
+
+    # S         state of the thread              entered by                     leaves to
+    # IDLE      not blocked                      leave (A7, A8), reap           WAITING
+    # WAITING   asleep, or about to look at W    publish (A4), renew (A6)       NOTIFIED, IDLE
+    # NOTIFIED  chosen, its wake-up is under way unpark                         WAITING, IDLE
+
+    # I1  a parked waiter implies PARKED in W or a notified waiter under way: no release misses it
+    # I2  S changes from WAITING to NOTIFIED by compare-exchange over state, key and sequence: a slow waker cannot hit
+    #     a thread that meanwhile waits for something else
+    # I3  who leaves without having got in, when the way in is free, wakes the next one (A8)
+    # I4  a spot is claimed by one process at a time, and a dead one's is used again only after its S is IDLE
+
+    # killed after                 S says     repaired by           outcome
+    # C1 spot claimed              IDLE       reap, table full      the spot is used again
+    # C2 S published (A4)          WAITING    unpark, reap          it may be chosen in vain: then as C4
+    # C3 asleep (A6)               WAITING    unpark, reap          as C2
+    # C4 chosen, not yet in        NOTIFIED   a waiter's poll       S := IDLE and the wake-up goes on to the next
+    # C5 waker chose, didn't post  NOTIFIED   the sleeper's poll    it wakes up within its poll interval
+
+Everybody who sleeps also *polls*: looks for itself after at most the poll interval.  That finds dead owners, and
+wake-ups that died with the process that owed them, without any other process's help.  The waiter that is first in line
+polls every 10 ms, the ones behind it less often, so that a crowd costs little.
+
+Signals: a wait that a signal interrupts goes on.  ``posix_ipc`` replaces what a handler raised by its own error (except for
+KeyboardInterrupt).  So while the main thread sleeps, signals that have a Python handler other than the default of SIGINT are
+blocked, for at most 20 ms at a time, and their handlers run in between, where what they raise goes its normal way.
+"""
+
+from __future__ import annotations
+
+import _signal
+import math
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from multiprocessing import spawn, util
+from typing import Any, Final, Protocol
+
+import posix_ipc
+
+from . import _janitor
+from . import _layout as at
+from . import _process
+from ._arena import PREFIX, Arena
+from ._atomic import Operand, Words
+from ._sys import SYSTEM, crash_points
+from .errors import SegmentError
+
+__all__ = ["POLL_INTERVAL", "Parking", "Spot", "Waiter", "deadline_after", "parking_of"]
+
+POLL_INTERVAL: Final = 0.010  # seconds, of the waiter that is first in line
+LONGEST_POLL_INTERVAL: Final = 1.0
+LONGEST_MASKED_SLEEP: Final = 0.020
+#: A releaser that finds a wake-up under way leaves it at that, but not more often than this in a row: the chosen thread
+#: may be stopped, or be waiting for a processor for long.
+MOST_SKIPS: Final = 50
+
+
+class Waiter(Protocol):
+    """What a primitive tells the parking place about one blocked thread.  All of it may be called again and again."""
+
+    @property
+    def index(self) -> int:
+        """The control block that it waits for."""
+
+    def attempt(self, spot: Spot) -> bool:
+        """A5: go in if possible and say True.  False promises that whoever opens the way in will see the spot."""
+
+    def poll(self, spot: Spot) -> None:
+        """Look for dead owners; afterwards ``attempt`` is called again."""
+
+    def withdraw(self, notified: bool) -> None:
+        """A8: the thread leaves (deadline or exception), its spot is IDLE already."""
+
+
+class Spot:
+    """The place of one blocked thread.  It belongs to one thread of this process at a time."""
+
+    __slots__ = (
+        "claim_word", "claimant", "index", "operand", "semaphore",
+        "since_word", "state_pointer", "state_word", "thread_word", "words",
+    )  # fmt: skip
+
+    def __init__(self, words: Words, layout: at.Layout, index: int, semaphore: Any) -> None:
+        self.words = words
+        self.index = index
+        self.semaphore = semaphore
+        self.operand = Operand()
+        self.claimant = _process.current
+        self.state_word, self.claim_word, self.thread_word, self.since_word = (
+            layout.spot(array, index) for array in (at.SPOT_STATE, at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
+        )
+        self.state_pointer = words.pointer(self.state_word)
+
+    def publish(self, key: int) -> None:
+        """A4: from here on the thread can be chosen.  An exchange, so also a fence."""
+        words = self.words
+        words.store(self.thread_word, threading.get_native_id())
+        words.store(self.since_word, SYSTEM.monotonic_ns())
+        sequence = (words.load(self.state_word) & at.SEQUENCE) + at.SEQUENCE_ONE & at.SEQUENCE
+        self.operand.exchange(self.state_pointer, sequence | key << at.KEY_SHIFT | at.WAITING)
+
+    def is_notified(self) -> bool:
+        return self.words.load(self.state_word) & at.STATE == at.NOTIFIED
+
+    def renew(self) -> None:
+        """A6: a chosen thread waits again, in its old place in the line."""
+        state = self.words.load(self.state_word)
+        if state & at.STATE == at.NOTIFIED:
+            self.operand.compare_exchange(self.state_pointer, state, state & ~at.STATE | at.WAITING)
+
+    def leave(self) -> bool:
+        """A7 and the first step of A8: nobody can choose the thread any more.  Whether it had been chosen."""
+        state = self.words.load(self.state_word)
+        if state & at.STATE == at.IDLE:
+            return False
+        return self.operand.exchange(self.state_pointer, state & ~at.STATE) & at.STATE == at.NOTIFIED
+
+    def __del__(self) -> None:
+        """An exception may lose a spot between two bytecodes: then it goes back to the table."""
+        try:
+            if self.claimant is _process.current:
+                self.leave()
+                self.words.store(self.claim_word, 0)
+        except (AttributeError, TypeError, ValueError):  # the interpreter is shutting down
+            pass
+
+
+class Parking:
+    """The spots of one arena, as this process sees them."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.segment = arena.segment
+        self.identity = arena.identity
+        self.is_nameless = arena.domain is None
+        self.words = arena.words
+        self.layout = arena.layout
+        self.state_first = arena.layout.spot(at.SPOT_STATE, 0)
+        self.pool: list[Spot] = []
+        self.semaphores: dict[int, Any] = {}
+        _all.add(self)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def park(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Block until ``waiter`` got in (True) or the deadline (monotonic seconds) has passed (False).
+
+        Whatever is raised meanwhile, the thread has withdrawn before it goes on.  In a child that was forked while its
+        parent was in here, :class:`_process.Forked` is raised: nothing in here is the child's.
+        """
+        process = _process.current
+        spot: Spot | None = None
+        try:
+            spot = self._take()
+            if crash_points:
+                crash_points[0]("A4 before S is published")
+            spot.publish(waiter.index)
+            if crash_points:
+                crash_points[0]("A5 S published")
+            next_poll = SYSTEM.monotonic() + POLL_INTERVAL
+            while True:
+                if waiter.attempt(spot):
+                    if crash_points:
+                        crash_points[0]("A7 got in, S not yet IDLE")
+                    spot.leave()
+                    if crash_points:
+                        crash_points[0]("A7 S IDLE")
+                    mine, spot = spot, None  # an exception from here on must not give it back twice
+                    self.pool.append(mine)
+                    return True
+                now = SYSTEM.monotonic()
+                late = deadline is not None and now >= deadline
+                if not late:
+                    if crash_points:
+                        crash_points[0]("A6 before sleeping")
+                    until = next_poll if deadline is None else min(next_poll, deadline)
+                    if until > now:
+                        self._sleep(spot, until - now)
+                    if crash_points:
+                        crash_points[0]("A6 awake")
+                    now = SYSTEM.monotonic()
+                if process is not _process.current:
+                    raise _process.Forked
+                if late or now >= next_poll:
+                    waiter.poll(spot)
+                    self._reap_notified(waiter.index)
+                    next_poll = SYSTEM.monotonic() + POLL_INTERVAL * self._place_in_line(spot, waiter.index)
+                if late:
+                    if waiter.attempt(spot):
+                        continue  # attempt says True again
+                    break
+        except _process.Forked:
+            raise
+        except BaseException:
+            if process is _process.current:
+                self._withdraw(waiter, spot)
+            raise
+        self._withdraw(waiter, spot)
+        return False
+
+    def _withdraw(self, waiter: Waiter, spot: Spot | None) -> None:
+        """A8.  Goes on to its end when it is interrupted, and then lets the interruption through."""
+        notified = False
+        process = _process.current
+        interruption: BaseException | None = None
+        for _ in range(100):
+            try:
+                if crash_points:
+                    crash_points[0]("A8 before S is IDLE")
+                if spot is not None and spot.leave():
+                    notified = True
+                if crash_points:
+                    crash_points[0]("A8 S IDLE")
+                waiter.withdraw(notified)
+                if crash_points:
+                    crash_points[0]("A8 withdrawn")
+                break
+            except BaseException as error:
+                if process is not _process.current:
+                    raise
+                interruption = error
+        if spot is not None:
+            self.pool.append(spot)
+        if interruption is not None:
+            raise interruption
+
+    def _sleep(self, spot: Spot, seconds: float) -> None:
+        """A6: until a token comes or the time is over or a signal arrives.  The one call that blocks."""
+        mask = _signals_to_block()
+        if mask:
+            seconds = min(seconds, LONGEST_MASKED_SLEEP)
+            signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+        try:
+            spot.semaphore.acquire(seconds)
+        except (posix_ipc.BusyError, posix_ipc.SignalError):
+            pass
+        finally:
+            if mask:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)  # what came meanwhile is handled here
+
+    def _place_in_line(self, spot: Spot, key: int) -> float:
+        """How many poll intervals this waiter waits between two looks: 1 for the first in line."""
+        since = self.layout.spot(at.SPOT_SINCE, 0)
+        mine = self.words.load(since + spot.index)
+        ahead = sum(
+            1
+            for index, state in enumerate(self._states())
+            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key and self.words.load(since + index) < mine
+        )
+        return min(1 + ahead, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
+
+    # -- waking -------------------------------------------------------------------------------------------------------
+
+    def _states(self) -> list[int]:
+        used = min(self.words.load(at.HEADER_SPOTS_USED), self.layout.spots)
+        return self.words.view[self.state_first : self.state_first + used].tolist()
+
+    def unpark_one(self, key: int, skips: list[int] | None = None) -> bool:
+        """Wake the thread that has waited for this block the longest; False if none waits and none is under way.
+
+        With ``skips`` (one count, kept by the caller), a wake-up that is under way is enough, up to MOST_SKIPS times.
+        """
+        wanted = key << at.KEY_SHIFT | at.WAITING
+        mask = at.KEY | at.STATE
+        while True:
+            states = self._states()
+            waiting = [index for index, state in enumerate(states) if state & mask == wanted]
+            if skips is not None or not waiting:
+                notified = key << at.KEY_SHIFT | at.NOTIFIED
+                under_way = any(state & mask == notified for state in states)
+                if not waiting:
+                    return under_way
+                if under_way and skips is not None and skips[0] < MOST_SKIPS:
+                    skips[0] += 1
+                    return True
+            if skips is not None:
+                skips[0] = 0
+            index = waiting[0]
+            if len(waiting) > 1:
+                since = self.layout.spot(at.SPOT_SINCE, 0)
+                index = min(waiting, key=lambda i: self.words.load(since + i))
+            if crash_points:
+                crash_points[0]("R3 waiter chosen")
+            if self._notify(index, states[index]):
+                return True
+
+    def unpark_many(self, key: int, most: int | None = None) -> int:
+        """Wake the threads that wait for this block, the longest-waiting first, up to ``most``; how many were."""
+        wanted, mask = key << at.KEY_SHIFT | at.WAITING, at.KEY | at.STATE
+        waiting = [(index, state) for index, state in enumerate(self._states()) if state & mask == wanted]
+        since = self.layout.spot(at.SPOT_SINCE, 0)
+        waiting.sort(key=lambda pair: self.words.load(since + pair[0]))
+        woken = 0
+        for index, state in waiting:
+            if most is not None and woken >= most:
+                break
+            woken += self._notify(index, state)
+        return woken
+
+    def _notify(self, index: int, state: int) -> bool:
+        pointer = self.words.pointer(self.state_first + index)
+        operand = Operand()
+        try:
+            if not operand.compare_exchange(pointer, state, state & ~at.STATE | at.NOTIFIED):
+                return False
+            if crash_points:
+                crash_points[0]("R3 NOTIFIED, not posted")
+            self._post(index)
+        except BaseException:
+            if operand.process is _process.current and operand.succeeded():
+                self._post(index)  # one token too many does no harm, one too few does
+            raise
+        if crash_points:
+            crash_points[0]("R3 posted")
+        return True
+
+    def _post(self, index: int) -> None:
+        semaphore = self.semaphores.get(index)
+        if semaphore is None:
+            try:
+                semaphore = posix_ipc.Semaphore(self._semaphore_name(index))
+            except posix_ipc.ExistentialError:
+                return  # its owner finds out by polling
+            semaphore = self.semaphores.setdefault(index, semaphore)
+        semaphore.release()
+
+    # -- the table of spots -------------------------------------------------------------------------------------------
+
+    def _semaphore_name(self, index: int) -> str:
+        return f"/{PREFIX}-{self.identity:016x}-{index}"
+
+    def _take(self) -> Spot:
+        try:
+            return self.pool.pop()
+        except IndexError:
+            return self._claim()
+
+    def _claim(self) -> Spot:
+        me = _process.current.word
+        claims = self.layout.spot(at.SPOT_CLAIM, 0)
+        index = self._claim_free(me, claims)
+        if index is None:
+            index = self._claim_dead(me, claims)
+        if index is None:
+            raise SegmentError(
+                self.segment.name or "without a name",
+                f"all {self.layout.spots} parking spots are taken by blocked threads of living processes",
+                "Let fewer threads wait at the same time, or spread the locks over several domains.",
+            )
+        try:
+            if crash_points:
+                crash_points[0]("C1 spot claimed")
+            self.words.raise_to(at.HEADER_SPOTS_USED, index + 1)
+            if self.is_nameless:
+                self._start_janitor()
+            semaphore = posix_ipc.Semaphore(self._semaphore_name(index), posix_ipc.O_CREAT, mode=0o600)
+            self.semaphores[index] = semaphore
+            return Spot(self.words, self.layout, index, semaphore)
+        except BaseException:
+            self.words.store(claims + index, 0)
+            raise
+
+    def _claim_free(self, me: int, claims: int) -> int | None:
+        for index, claim in enumerate(self.words.view[claims : claims + self.layout.spots].tolist()):
+            if not claim and self.words.compare_exchange(claims + index, 0, me):
+                return index
+        return None
+
+    def _claim_dead(self, me: int, claims: int) -> int | None:
+        """I4.  Claim first, so that one process reaps a spot, then S := IDLE, and the dead one's wake-up goes on."""
+        for index in range(self.layout.spots):
+            claim = self.words.load(claims + index)
+            if not _process.is_alive(claim) and self.words.compare_exchange(claims + index, claim, me):
+                self._reap(index)
+                return index
+        return None
+
+    def _reap(self, index: int) -> None:
+        state = self.words.load(self.state_first + index)
+        if state & at.STATE and self.words.compare_exchange(self.state_first + index, state, state & ~at.STATE):
+            if crash_points:
+                crash_points[0]("C4 S of a dead thread IDLE")
+            if state & at.STATE == at.NOTIFIED:
+                self.unpark_one((state & at.KEY) >> at.KEY_SHIFT)
+
+    def _reap_notified(self, key: int) -> None:
+        """C4: a chosen thread that died on its way takes no wake-up with it."""
+        wanted, mask = key << at.KEY_SHIFT | at.NOTIFIED, at.KEY | at.STATE
+        claims = self.layout.spot(at.SPOT_CLAIM, 0)
+        for index, state in enumerate(self._states()):
+            if state & mask == wanted and not _process.is_alive(self.words.load(claims + index)):
+                self._reap(index)
+
+    def waiting(self, key: int) -> Iterator[tuple[int, int, int]]:
+        """Of every thread that waits for this block: identity word, native thread number, since (monotonic ns)."""
+        for index, state in enumerate(self._states()):
+            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key:
+                claim, thread, since = (
+                    self.words.load(self.layout.spot(array, index))
+                    for array in (at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
+                )
+                yield claim, thread, since
+
+    def _start_janitor(self) -> None:
+        """Make sure that one janitor waits for the end of this arena."""
+        janitor = self.words.load(at.HEADER_JANITOR)
+        if janitor and _process.is_alive(janitor):
+            return
+        me = _process.current.word
+        if not self.words.compare_exchange(at.HEADER_JANITOR, janitor, me):
+            return  # somebody else is just starting it
+        try:
+            prefix = f"sem.{PREFIX}-{self.identity:016x}-"
+            self.words.store(at.HEADER_JANITOR, start_janitor(self.segment.fd, prefix))
+        except BaseException:
+            self.words.compare_exchange(at.HEADER_JANITOR, me, 0)
+            raise
+
+
+_all: weakref.WeakSet[Parking] = weakref.WeakSet()
+
+
+def _forget_spots() -> None:
+    for parking in list(_all):
+        parking.pool.clear()
+
+
+_process.refresh_in_child.append(_forget_spots)
+
+
+def parking_of(arena: Arena) -> Parking:
+    if arena.parking is None:
+        arena.parking = Parking(arena)
+    parking: Parking = arena.parking
+    return parking
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """The monotonic second at which a timeout (relative seconds, None = never, negative = now) ends."""
+    if timeout is None:
+        return None
+    if math.isnan(timeout):
+        raise ValueError("timeout must be a number of seconds, not NaN")
+    return SYSTEM.monotonic() + max(0.0, timeout)
+
+
+def start_janitor(fd: int, prefix: str) -> int:
+    """Start a janitor on a segment; its identity word."""
+    executable = os.fsdecode(spawn.get_executable() or b"")  # type: ignore[no-untyped-call]
+    pid = util.spawnv_passfds(  # type: ignore[attr-defined]
+        os.fsencode(executable), [executable, "-I", "-S", _janitor.__file__, str(fd), prefix], [fd]
+    )
+    return _process.make_word(pid, SYSTEM.birth(pid) or 0)
+
+
+# -- signals --------------------------------------------------------------------------------------------------------------
+
+_SIGNALS: Final = tuple(sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}))
+_get_handler: Callable[[int], Any] = _signal.getsignal
+_seen_handlers: list[Any] = []
+_mask: frozenset[int] = frozenset()
+
+
+def _signals_to_block() -> frozenset[int]:
+    """Signals with a Python handler whose exception posix_ipc would replace.  Empty in all threads but the main one."""
+    global _seen_handlers, _mask
+    if threading.current_thread() is not threading.main_thread():
+        return frozenset()
+    handlers = list(map(_get_handler, _SIGNALS))
+    if handlers != _seen_handlers:
+        ordinary = (None, signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+        _mask = frozenset(n for n, handler in zip(_SIGNALS, handlers, strict=True) if handler not in ordinary)
+        _seen_handlers = handlers
+    return _mask

@@ -1,0 +1,142 @@
+"""Every call to the operating system that the protocol depends on, in one table that tests may replace.
+
+``SYSTEM`` is the only instance in use; tests put another ``System`` in its place to stop the clock, to hide a process
+or to fail a call.  Crash points are here too: ``crash_points`` is empty in use, and a test puts one callable into it
+which is called with the label of each step of the protocol just before that step.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["SYSTEM", "System", "crash_points"]
+
+#: Empty, or one callable that takes the label of the step which comes next.  The code asks ``if crash_points:``.
+crash_points: list[Callable[[str], None]] = []
+
+SHM_FOLDER: Final = "/dev/shm"
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+
+class System:
+    """Processes, clocks, files and locks of files, as the kernel gives them."""
+
+    #: Seconds on a clock that only advances; the same in every process of this machine.
+    monotonic: Callable[[], float] = staticmethod(time.monotonic)
+    monotonic_ns: Callable[[], int] = staticmethod(time.monotonic_ns)
+    #: Seconds since the epoch.
+    time_ns: Callable[[], int] = staticmethod(time.time_ns)
+
+    #: Sleep some seconds: between attempts to lock a file, never for a lock of ours (that is ``_parking``).
+    nap: Callable[[float], None] = staticmethod(time.sleep)
+
+    def getpid(self) -> int:
+        return os.getpid()
+
+    def usable_cores(self) -> int:
+        """How many processors this process may run on."""
+        return len(os.sched_getaffinity(0))
+
+    def birth(self, pid: int) -> int | None:
+        """Start time of a process in clock ticks since boot; None if there is no such process."""
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                text = file.read(4096)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # Field 2 is the command in parentheses and may itself hold anything: count from the last parenthesis.
+        return int(text[text.rindex(b")") + 2 :].split()[19])
+
+    def pidfd_open(self, pid: int) -> int | None:
+        """A descriptor of the process, readable once all its threads are gone; None if there is no such process."""
+        try:
+            return os.pidfd_open(pid)
+        except (ProcessLookupError, OverflowError):
+            return None
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # pid 0 or below, or a thread that leads no process
+                return None
+            raise
+
+    def is_readable(self, descriptor: int) -> bool:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def boot_id(self) -> bytes:
+        """The 16 bytes that name this boot of the machine."""
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))
+
+    def pid_namespace(self) -> int:
+        """Inode of the namespace in which this process's pid has its meaning."""
+        return os.stat("/proc/self/ns/pid").st_ino
+
+    def geteuid(self) -> int:
+        return os.geteuid()
+
+    def create_nameless(self, size: int) -> int:
+        """A descriptor of a new shared memory file without a name, its pages reserved.
+
+        ENOSPC comes here, as OSError, and not as SIGBUS at the first touch of a page.  The kernel frees the memory
+        when the last process that has it open or mapped is gone, however that process ended.
+        """
+        descriptor = os.open(SHM_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def publish_name(self, descriptor: int, name: str) -> bool:
+        """Give a nameless shared memory file its name, in one step; False if the name is taken."""
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", f"{SHM_FOLDER}/{name}", follow_symlinks=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def open_segment(self, path: str, *, read_only: bool = False) -> int:
+        return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def open_segment_again(self, descriptor: int) -> int:
+        """A further open file description of the same file."""
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+
+    def set_cloexec(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+
+    def lock_byte(self, descriptor: int, byte: int, *, shared: bool, block: bool = False) -> bool:
+        """Lock one byte of a file for this open file description; False if somebody else has it.
+
+        Children of a fork share the description and so the lock; the kernel drops it when the last of them is gone.
+        """
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+        command = fcntl.F_OFD_SETLKW if block else fcntl.F_OFD_SETLK
+        try:
+            fcntl.fcntl(descriptor, command, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def unlock_byte(self, descriptor: int, byte: int) -> None:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+
+    def is_byte_locked(self, descriptor: int, byte: int) -> bool:
+        """Whether another open file description holds a lock on that byte."""
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+SYSTEM = System()

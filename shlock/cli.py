@@ -1,0 +1,281 @@
+"""The ``shlock`` command: ``ps`` shows who holds and who waits, ``clean`` removes the unused, ``demo`` kills workers.
+
+``ps`` reads snapshots and takes no lock, so it answers while everything else is stuck. Tables are plain text; on a
+terminal they are drawn with ``rich`` if that is installed (the extra ``cli``). Exit status: 0 all is well, 1 a problem,
+2 wrong usage, 128 + n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .snapshot import DomainSnapshot, PrimitiveSnapshot
+
+__all__ = ["main"]
+
+_COLUMNS = ("DOMAIN", "NAME", "KIND", "STATE", "OWNER", "AGE", "WAITERS")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (default: the process's own) and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        status = command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone, as in ``shlock ps | head -1``. Python would flush stdout once more at exit and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OSError as error:
+        return _complain(str(error))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shlock",
+        description="Locks that outlive their holder: see who holds and who waits, clean up, watch workers die.",
+        epilog="Exit status: 0 all is well, 1 a problem, 2 wrong usage, 128 + n ended by signal n.",
+    )
+    parser.add_argument("--version", action="version", version=f"shlock {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], text: str, more: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
+        sub.set_defaults(command=function)
+        return sub
+
+    ps = command(
+        "ps",
+        _ps,
+        "show every lock of yours: state, owner, and who waits for how long",
+        "Takes no lock itself and works while everything is stuck. An age with > is a lower bound.",
+    )
+    clean = command(
+        "clean",
+        _clean,
+        "remove what no living process uses",
+        "Nothing that a living process has open is touched.",
+    )
+    for sub in (ps, clean):
+        sub.add_argument("--domain", metavar="D", help="only this domain (default: all, the anonymous ones as well)")
+        sub.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+    demo = command(
+        "demo",
+        _demo,
+        "kill workers inside their critical section, many times a second, and lose nothing",
+        "Worker processes hash the files of a folder and add the results to a shared table under one lock, while a "
+        "chaos process kills them. At the end the table is compared with a sequential run: exit status 0 (PASS) if "
+        "nothing is lost and nothing counted twice, else 1 (FAIL). With --lock multiprocessing the run hangs at the "
+        "first worker killed inside; that is given up after --timeout seconds, with exit status 1 as well.",
+    )
+    demo.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="default: Python's standard library")
+    demo.add_argument("--lock", choices=["shlock", "multiprocessing"], default="shlock", help="default: %(default)s")
+    demo.add_argument("--workers", type=_count, default=4, metavar="N", help="worker processes (default: %(default)s)")
+    demo.add_argument(
+        "--kills-per-second",
+        type=_positive,
+        default=20.0,
+        metavar="K",
+        help="mean rate of kills (default: %(default)g)",
+    )
+    demo.add_argument(
+        "--seed", type=int, metavar="N", help="for choosing whom to kill and when (default: a random one)"
+    )
+    demo.add_argument("--no-chaos", action="store_true", help="kill nobody")
+    demo.add_argument(
+        "--seconds",
+        type=_not_negative,
+        default=20.0,
+        metavar="S",
+        help="go over the folder again until this much time has passed; 0: only once (default: %(default)g)",
+    )
+    demo.add_argument(
+        "--timeout",
+        type=_positive,
+        default=5.0,
+        metavar="S",
+        help="give up when nothing has moved for so many seconds (default: %(default)g)",
+    )
+    return parser
+
+
+def _ps(arguments: argparse.Namespace) -> int:
+    from . import snapshot
+
+    domains = [d for d in snapshot.domains() if arguments.domain in (None, d.domain)]
+    if arguments.json:
+        print(json.dumps({"domains": [d.as_dict() for d in domains]}, indent=2))
+        return 0
+    rows = [_row(domain, primitive, time.time()) for domain in domains for primitive in domain.primitives]
+    if rows:
+        _print_table(rows)
+    elif arguments.domain is not None:
+        print(f"nothing in domain {_printable(arguments.domain)!r}")
+    else:
+        print("no locks: no process of yours uses shlock now, and none has left anything behind")
+    return 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from . import snapshot
+
+    removed = snapshot.clean(arguments.domain)
+    if arguments.json:
+        print(json.dumps({"removed": removed}, indent=2))
+        return 0
+    for item in removed:
+        print(f"removed {_printable(item)}")
+    if not removed:
+        print("nothing to remove: whatever is there is used by a living process")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from . import demo
+
+    settings = demo.Settings(
+        folder=demo.standard_library() if arguments.folder is None else arguments.folder,
+        lock=arguments.lock,
+        workers=arguments.workers,
+        chaos=not arguments.no_chaos,
+        kills_per_second=arguments.kills_per_second,
+        seed=random.randrange(10**6) if arguments.seed is None else arguments.seed,
+        seconds=arguments.seconds,
+        timeout=arguments.timeout,
+    )
+    try:
+        outcome = demo.run(settings)
+    except demo.DemoError as error:
+        return _complain(str(error))
+    except demo.Interrupted as error:
+        _complain(str(error))
+        return 128 + error.signum
+    print(demo.report(outcome))
+    return 1 if outcome.problems else 0
+
+
+def _row(domain: DomainSnapshot, primitive: PrimitiveSnapshot, now: float) -> tuple[str, ...]:
+    """One primitive's cells; the last one has a line for each waiter. ``now`` is as from time.time()."""
+    owner = ""
+    if primitive.owner is not None:
+        owner = _process(primitive.owner.pid, primitive.owner.name) + ("" if primitive.owner.alive else ", dead")
+    elif primitive.abandoned is not None:
+        dead = primitive.abandoned
+        owner = f"{_process(dead.pid, dead.name)}, found dead {_duration(max(0.0, now - dead.found_at))} ago"
+    age = ""
+    if primitive.held_for is not None:
+        age = (">" if primitive.held_for_is_lower_bound else "") + _duration(primitive.held_for)
+    waiters = "\n".join(f"{_process(w.pid, w.name)} {_duration(w.waiting_for)}" for w in primitive.waiters)
+    domain_name = "(anonymous)" if domain.domain is None else _printable(domain.domain)
+    name = "-" if primitive.name is None else _printable(primitive.name)
+    return domain_name, name, primitive.kind, primitive.state, owner, age, waiters
+
+
+def _process(pid: int, name: str | None) -> str:
+    return f"{pid} ({_printable(name)})" if name else str(pid)
+
+
+def _duration(seconds: float) -> str:
+    """A time to read at a glance: 12 ms, 3.2 s, 4 min 5 s, 2 h 3 min, 5 d 1 h."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _printable(text: str) -> str:
+    """The text with all that could move a terminal's cursor or break a table as escapes: names are other people's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    if not (sys.stdout.isatty() and _print_rich_table(rows)):
+        print("\n".join(_plain_table(rows)))
+
+
+def _plain_table(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
+    """The lines of a table; a cell of several lines makes several."""
+    lines: list[tuple[str, ...]] = [_COLUMNS]
+    for row in rows:
+        cells = [cell.split("\n") for cell in row]
+        height = max(len(cell) for cell in cells)
+        lines += [tuple(cell[i] if i < len(cell) else "" for cell in cells) for i in range(height)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _print_rich_table(rows: Sequence[tuple[str, ...]]) -> bool:
+    """Draw the table with rich, if that is installed; returns whether it is."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=None, header_style="bold")
+    for title in _COLUMNS:
+        table.add_column(title, overflow="fold")  # on a narrow terminal: more lines, nothing cut off
+    colours = {"free": "dim", "held": "green", "abandoned": "red", "poisoned": "red", "damaged": "red"}
+    for row in rows:
+        table.add_row(*(Text(cell, colours.get(row[3], "")) for cell in row))
+    Console().print(table)
+    return True
+
+
+def _complain(text: str) -> int:
+    print(f"shlock: {text}", file=sys.stderr)
+    return 1
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("shlock")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = _not_negative(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not (number >= 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
+    return number

@@ -1,0 +1,19 @@
+"""``shlock demo``: worker processes hash the files of a folder into a shared table while a chaos process kills them.
+
+Each result is added under one lock, in steps that a kill tears apart. With ``shlock.Lock`` the next worker is told and
+repairs the table, and in the end nothing is lost and nothing counted twice; with ``multiprocessing.Lock`` everything
+hangs at the first worker that dies inside.
+
+    table.py    the shared table, its undo journal, and the heir's recovery
+    workers.py  claim, hash, commit
+    chaos.py    the killer
+    job.py      the parent: supervises, judges
+    folder.py   the files and their digests
+    report.py   the words at the end
+"""
+
+from .folder import DemoError, standard_library
+from .job import Interrupted, Outcome, Settings, run
+from .report import report
+
+__all__ = ["DemoError", "Interrupted", "Outcome", "Settings", "report", "run", "standard_library"]

@@ -1,0 +1,692 @@
+"""Lock, RLock, Semaphore, BoundedSemaphore, Condition, Event and Barrier, as multiprocessing.synchronize has them.
+
+Each is one word in shared memory plus the parking place; none of them sleeps or wakes by itself.  Signatures, results and
+exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond that every primitive
+
+- may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive;
+- goes on working when processes that use it die at any instant.
+
+``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process dies,
+a waiter gets the lock and is told.  A thread that ends without releasing, in a process that lives on, is not a dead owner.
+A plain Semaphore has no owners: it may be acquired here and released there, and the permit of a dead process is gone.
+
+Objects without a name can be pickled only while a process is being spawned, as multiprocessing's; those with a name always.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import context as mp_context
+from multiprocessing import process as mp_process
+from multiprocessing import util
+from threading import BrokenBarrierError
+from typing import Any, ClassVar, Final, Literal, TypeVar
+
+from . import _arena, _process
+from . import _layout as at
+from ._arena import DEFAULT_DOMAIN, Block, Declaration, check_name
+from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
+from ._multiprocessing import SemLockView, ZeroCount
+from ._owned import OwnedWords, make_fast_path
+from ._parking import parking_of
+from .errors import Abandoned
+
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter"]
+
+SEM_VALUE_MAX: Final = 2**31 - 1
+
+Policy = Literal["warn", "ignore", "poison"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a primitive.
+
+    pid    its process number
+    name   what that process is, as far as it was recorded: process name and program, else None
+    alive  False if it is dead and no waiter has noticed yet
+    since  monotonic seconds at which it got in, or None: an uncontended acquire reads no clock
+    """
+
+    pid: int
+    name: str | None
+    alive: bool
+    since: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Waiter:
+    """A thread that is blocked on a primitive: process number, native thread number, name, and for how many seconds."""
+
+    pid: int
+    thread_id: int
+    name: str | None
+    waiting_for: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+class _Primitive:
+    """A control block, with or without a name, and how it travels to other processes."""
+
+    _kind: ClassVar[int]
+    _block: Block
+
+    def _open(self, declaration: Declaration, name: str | None, domain: str | None) -> None:
+        if name is None:
+            if domain is not None:
+                raise ValueError(f"domain={domain!r} is for a primitive with a name, and there is none")
+            self._bind(_arena.allocate(declaration))
+        else:
+            domain = DEFAULT_DOMAIN if domain is None else check_name(domain, "domain")
+            self._bind(_arena.open_named(domain, check_name(name), declaration))
+
+    def _bind(self, block: Block) -> None:
+        """Set up what this object needs of its block."""
+        self._block = block
+
+    @property
+    def name(self) -> str | None:
+        """The name, or None."""
+        return self._block.name
+
+    @property
+    def domain(self) -> str | None:
+        """The domain of the name, or None."""
+        return self._block.arena.domain
+
+    @property
+    def waiters(self) -> tuple[Waiter, ...]:
+        """The threads that are blocked on it now, the longest-waiting first.  Takes no lock."""
+        return waiters_of(self._block)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._block.name is None:
+            mp_context.assert_spawning(self)
+        return _rebuild, (type(self), *self._block.reduce(), self._extra_state())
+
+    def _extra_state(self) -> Any:
+        """What a copy in another process needs beside the block."""
+        return None
+
+    def _restore(self, state: Any) -> None:
+        pass
+
+    def _suffix(self) -> str:
+        """The part of repr that every primitive has."""
+        parts = [f", name={self._block.name!r}"] if self._block.name is not None else []
+        count = len(self.waiters)
+        if count:
+            parts.append(f", waiters={count}")
+        return "".join(parts)
+
+
+def _rebuild(cls: type[_Primitive], attach: Callable[..., Block], arguments: tuple[Any, ...], state: Any) -> _Primitive:
+    self = cls.__new__(cls)
+    block = attach(*arguments)
+    if block.kind != cls._kind:
+        raise block.arena.damaged(f"block {block.index} is no {cls.__name__}")
+    self._bind(block)
+    self._restore(state)
+    return self
+
+
+def waiters_of(block: Block) -> tuple[Waiter, ...]:
+    arena, now = block.arena, time.monotonic_ns()
+    found = sorted(parking_of(block.arena).waiting(block.index), key=lambda waiter: waiter[2])
+    return tuple(
+        Waiter(_process.pid_of(claim), thread, arena.process_name(claim), max(0, now - since) / 1e9)
+        for claim, thread, since in found
+    )
+
+
+def _shared(block: Block, make: Callable[[], _T]) -> _T:
+    """What this process knows of a block, one however many objects there are.  Kept weakly: it refers to the block."""
+    there: _T | None = block.local() if block.local is not None else None
+    if there is None:
+        there = make()
+        block.local = weakref.ref(there)
+    return there
+
+
+def _policy(on_abandoned: Policy | None) -> int | None:
+    if on_abandoned is None:
+        return None
+    if on_abandoned not in at.POLICIES:
+        raise ValueError(f"on_abandoned must be one of {', '.join(at.POLICIES)}, not {on_abandoned!r}")
+    return at.POLICIES.index(on_abandoned)
+
+
+class _Owned(_Primitive):
+    """What Lock, RLock and an owned Semaphore have in common."""
+
+    _words: OwnedWords
+
+    def _owned_words(self, block: Block, places: list[int]) -> OwnedWords:
+        """The OwnedWords of this process for the block: one, however many objects there are."""
+        return _shared(block, lambda: OwnedWords(block, places))
+
+    @property
+    def abandoned(self) -> Abandoned | None:
+        """Who died holding it, from the death until the heir releases or somebody repairs; else None."""
+        return self._words.abandoned()
+
+    @property
+    def owner(self) -> Owner | None:
+        """Who holds it now, or None.  Takes no lock; the answer may be old when it arrives."""
+        owners = self._words.owners()
+        return _owner(self._block, owners[0], self._words.since()) if owners else None
+
+    @contextmanager
+    def repair(self) -> Iterator[Abandoned | None]:
+        """Hold it although it is poisoned, and put in order what it guards.
+
+        Yields who died, or None if nobody did.  Leaving normally makes it usable for everyone; leaving by an exception
+        leaves it poisoned.  Blocks until it is free.
+        """
+        self._words.acquire(True, None, repair=True)
+        try:
+            yield self._words.abandoned()
+        except BaseException:
+            self._words.release(keep_died=True, leaving=True)
+            raise
+        self._words.release(leaving=True)
+
+    def _owner_name(self, words: OwnedWords) -> str:
+        owners = words.owners()
+        if not owners:
+            return "None"
+        if words.is_mine():
+            name: str = mp_process.current_process().name
+            thread = threading.current_thread().name
+            return name if thread == "MainThread" else f"{name}|{thread}"
+        if owners[0] == _process.current.word:
+            return "SomeOtherThread"
+        owner = _owner(self._block, owners[0], 0)
+        return f"pid {owner.pid}{f' {owner.name}' if owner.name else ''}{'' if owner.alive else ', dead'}"
+
+    def _suffix(self) -> str:
+        abandoned = self.abandoned
+        return super()._suffix() + (f", abandoned by pid {abandoned.pid}" if abandoned else "")
+
+
+def _owner(block: Block, word: int, since: int) -> Owner:
+    alive = _process.is_alive(word)
+    name = block.arena.process_name(word)
+    return Owner(_process.pid_of(word), name, alive, since / 1e9 if since else None)
+
+
+class Lock(_Owned):
+    """A lock that cannot be orphaned: when its owner's process dies, a waiter gets it and is told.
+
+    A thread that ends without releasing it, in a process that lives on, is not a dead owner.  Not recursive.  Any process
+    or thread may release it.
+
+    name          the lock of that name in ``domain``, created if there is none; at most 200 bytes in UTF-8
+    on_abandoned  what the heir sees: "warn" (an AbandonedWarning, and the lock), "ignore" (the lock; ``abandoned`` is set),
+                  "poison" (every acquire raises AbandonedError until somebody repairs it inside ``with lock.repair()``).
+                  It belongs to the lock: who attaches to a name either gives the same or none.
+
+    Uncontended, acquire and release are one compare-exchange each and no system call.  Safe to use in signal handlers as
+    far as a lock that is not recursive can be, and across fork: a child is never the owner of what its parent holds.
+    """
+
+    _kind = at.LOCK
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        domain: str | None = None,
+        on_abandoned: Policy | None = None,
+        ctx: Any = None,
+    ) -> None:
+        self._open(Declaration(self._kind, policy=_policy(on_abandoned)), name, domain)
+
+    def _bind(self, block: Block) -> None:
+        super()._bind(block)
+        self._words = self._owned_words(block, [block.word])
+        acquire, release, self._leave = make_fast_path(self._words)
+        # As in multiprocessing: the object's own functions, without the detour over the class.
+        self.__dict__["acquire"], self.__dict__["release"] = acquire, release
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Take the lock; whether it was taken.
+
+        ``timeout`` is in seconds on the monotonic clock; None waits for ever, zero or less does not wait.  It is ignored
+        unless ``block``.  A signal resumes the wait; what its handler raises leaves the lock consistent.  NaN raises
+        ValueError; a poisoned lock AbandonedError.
+        """
+        raise NotImplementedError  # every object has its own
+
+    def release(self) -> None:
+        """Release the lock, whoever took it.  ValueError if it is free."""
+        raise NotImplementedError  # every object has its own
+
+    def locked(self) -> bool:
+        """Whether somebody holds it."""
+        return bool(self._words.owners())
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._leave()
+
+    @property
+    def _semlock(self) -> SemLockView:
+        words = self._words
+        return SemLockView(
+            self, value=words.free, is_mine=words.is_mine, count=lambda: words.depth if words.is_mine() else 0, maxvalue=1
+        )
+
+    def _release_save(self) -> int:
+        """Release completely, for a Condition; what ``_acquire_restore`` needs."""
+        self._words.release()
+        return 1
+
+    def _acquire_restore(self, depth: int) -> None:
+        self._words.acquire(True, None, repair=True)
+        self._words.depth = depth
+
+    def __repr__(self) -> str:
+        try:
+            return f"<{type(self).__name__}(owner={self._owner_name(self._words)}{self._suffix()})>"
+        except Exception:
+            return f"<{type(self).__name__}(owner=unknown)>"
+
+
+class RLock(Lock):
+    """A recursive :class:`Lock`: the thread that owns it may take it again, and only that thread may release it.
+
+    An attempt to release it by anybody else raises AssertionError.  When the owner's *process* dies, a waiter gets it.
+    """
+
+    _kind = at.RLOCK
+
+    def _bind(self, block: Block) -> None:
+        super()._bind(block)
+        words = self._words
+        take, give, leave = self.__dict__["acquire"], self.__dict__["release"], self._leave
+        get_ident, is_mine = threading.get_ident, words.is_mine
+
+        def acquire(block: bool = True, timeout: float | None = None) -> bool:
+            if words.thread == get_ident() and is_mine():
+                words.depth += 1
+                return True
+            return bool(take(block, timeout))
+
+        def release() -> None:
+            assert is_mine(), "attempt to release recursive lock not owned by thread"
+            if words.depth > 1:
+                words.depth -= 1
+                return
+            give()
+
+        def leave_once() -> None:
+            if not is_mine() and words.owners()[:1] and words.owners()[0] in _process.ancestors:
+                return  # a forked child leaves its parent's with: it holds nothing
+            release()
+
+        self.__dict__["acquire"], self.__dict__["release"], self._leave = acquire, release, leave_once
+
+    def _release_save(self) -> int:
+        depth = self._words.depth
+        self._words.release()
+        return depth
+
+    def __repr__(self) -> str:
+        try:
+            words = self._words
+            count = words.depth if words.is_mine() else "nonzero" if words.owners() else 0
+            return f"<{type(self).__name__}({self._owner_name(words)}, {count}{self._suffix()})>"
+        except Exception:
+            return f"<{type(self).__name__}(unknown, unknown)>"
+
+
+class Semaphore(_Owned):
+    """A semaphore of ``value`` permits.
+
+    A plain one counts: any process may release what another acquired, also beyond the first value, and the permit of a
+    process that died is gone.  With ``owned=True`` each permit knows its owner: only the process that took a permit gives
+    it back (ValueError otherwise), never more than ``value`` exist, and the permit of a dead process goes to a waiter, who
+    is told as with a Lock (``on_abandoned``).  A thread of a living process that ends while it holds a permit is not dead.
+    """
+
+    _kind = at.SEMAPHORE
+    _count: SemaphoreWord | None
+
+    def __init__(
+        self,
+        value: int = 1,
+        name: str | None = None,
+        *,
+        owned: bool = False,
+        domain: str | None = None,
+        on_abandoned: Policy | None = None,
+        ctx: Any = None,
+    ) -> None:
+        if not isinstance(value, int):
+            raise TypeError(f"value must be an int, not {type(value).__name__}")
+        if value > SEM_VALUE_MAX or value < 0:
+            raise OSError(22, f"a semaphore's value must be 0 to {SEM_VALUE_MAX}, not {value}")
+        if on_abandoned is not None and not owned:
+            raise ValueError("on_abandoned needs owned=True: a plain semaphore does not know its owners")
+        if owned:
+            if value < 1:
+                raise ValueError("an owned semaphore needs at least one permit")
+            declaration = Declaration(self._kind, 0, value, value, True, _policy(on_abandoned))
+        else:
+            declaration = Declaration(self._kind, value << at.COUNT_SHIFT, value)
+        self._open(declaration, name, domain)
+
+    def _bind(self, block: Block) -> None:
+        super()._bind(block)
+        self._limit = block.parameter if block.owned or self._kind == at.BOUNDED_SEMAPHORE else SEM_VALUE_MAX
+        if block.owned:
+            self._words = words = self._owned_words(block, list(block.cells))
+            self._count = None
+            self.__dict__["acquire"] = words.acquire_any
+            self.__dict__["release"] = words.release_own
+        else:
+            self._count = SemaphoreWord(block, self._limit)
+            self.__dict__["acquire"], self.__dict__["release"] = self._count.acquire, self._count.release
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Take a permit; whether one was taken.  As :meth:`Lock.acquire`."""
+        raise NotImplementedError  # every object has its own
+
+    def release(self) -> None:
+        """Give a permit back.  OverflowError (plain) or ValueError (bounded, owned) if there would be too many."""
+        raise NotImplementedError  # every object has its own
+
+    def get_value(self) -> int:
+        """How many permits are free.  The answer may be old when it arrives."""
+        return self._words.free() if self._count is None else self._count.value()
+
+    def locked(self) -> bool:
+        """Whether no permit is free."""
+        return self.get_value() == 0
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    @property
+    def abandoned(self) -> Abandoned | None:
+        """Of an owned semaphore: who died holding a permit, until its heir gives it back; else None."""
+        return self._words.abandoned() if self._count is None else None
+
+    @property
+    def owner(self) -> Owner | None:
+        """Of an owned semaphore: one of those who hold a permit; else None."""
+        return super().owner if self._count is None else None
+
+    @property
+    def owners(self) -> tuple[Owner, ...]:
+        """Of an owned semaphore: who holds permits, one entry for each permit; else empty."""
+        return tuple(_owner(self._block, w, 0) for w in self._words.owners()) if self._count is None else ()
+
+    @contextmanager
+    def repair(self) -> Iterator[Abandoned | None]:
+        """Hold a permit of an owned semaphore although it is poisoned: as :meth:`Lock.repair`."""
+        if self._count is not None:
+            raise ValueError("a plain semaphore is never poisoned: it does not know its owners")
+        with super().repair() as abandoned:
+            yield abandoned
+
+    @property
+    def _semlock(self) -> SemLockView:
+        return SemLockView(
+            self, value=self.get_value, is_mine=lambda: False, count=lambda: 0, maxvalue=self._limit
+        )
+
+    def _suffix(self) -> str:
+        return super()._suffix() if self._count is None else _Primitive._suffix(self)
+
+    def __repr__(self) -> str:
+        try:
+            return f"<{type(self).__name__}(value={self.get_value()}{self._suffix()})>"
+        except Exception:
+            return f"<{type(self).__name__}(value=unknown)>"
+
+
+class BoundedSemaphore(Semaphore):
+    """A :class:`Semaphore` that raises ValueError when it is released above its first value."""
+
+    _kind = at.BOUNDED_SEMAPHORE
+
+    def __repr__(self) -> str:
+        try:
+            return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._limit}{self._suffix()})>"
+        except Exception:
+            return f"<{type(self).__name__}(value=unknown, maxvalue=unknown)>"
+
+
+class Condition(_Primitive):
+    """A condition variable: wait for a notification that comes from whoever holds the same lock.
+
+    lock  an shlock Lock or RLock (or one of multiprocessing's); by default an RLock of its own, under the same name
+
+    A notifier that dies before it has chosen a waiter has notified nobody; a waiter that dies after it was chosen passes the
+    notification on to the next.  If the lock's owner dies, ``wait`` returns holding the lock as any heir does; under
+    "poison" it raises AbandonedError, holding the lock, so that ``with`` can release it.
+    """
+
+    _kind = at.CONDITION
+
+    def __init__(
+        self,
+        lock: Any = None,
+        name: str | None = None,
+        *,
+        domain: str | None = None,
+        on_abandoned: Policy | None = None,
+        ctx: Any = None,
+    ) -> None:
+        if lock is not None and on_abandoned is not None:
+            raise ValueError("on_abandoned belongs to the lock, and a lock was given")
+        self._open(Declaration(self._kind), name, domain)
+        if lock is None:
+            lock = RLock.__new__(RLock)
+            declaration = Declaration(at.RLOCK, policy=_policy(on_abandoned))
+            if name is None:
+                lock._bind(_arena.allocate(declaration))
+            else:
+                # No name that a user gives holds a NUL.
+                lock._bind(_arena.open_named(self._block.arena.domain or DEFAULT_DOMAIN, f"{name}\0lock", declaration))
+        self._restore(lock)
+
+    def _restore(self, state: Any) -> None:
+        self._lock = state
+        self.acquire: Callable[..., bool] = state.acquire
+        self.release: Callable[[], None] = state.release
+        self._word = ConditionWord(self._block)
+        # multiprocessing's tests look at these; here only the parked threads count.
+        self._sleeping_count = ZeroCount(lambda: len(self.waiters))
+        self._woken_count = self._wait_semaphore = ZeroCount(lambda: 0)
+
+    def _extra_state(self) -> Any:
+        return self._lock
+
+    @property
+    def owner(self) -> Owner | None:
+        """Who holds its lock."""
+        return getattr(self._lock, "owner", None)
+
+    @property
+    def abandoned(self) -> Abandoned | None:
+        """Who died holding its lock, as :attr:`Lock.abandoned`."""
+        return getattr(self._lock, "abandoned", None)
+
+    def locked(self) -> bool:
+        """Whether its lock is held."""
+        return bool(self._lock.locked())
+
+    def __enter__(self) -> bool:
+        return bool(self._lock.__enter__())
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.__exit__(*exception)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Release the lock, block until notified, take the lock again.  False if ``timeout`` seconds passed first."""
+        assert self._lock._semlock._is_mine(), "must acquire() condition before using wait()"
+        return self._word.wait(self._lock, timeout)
+
+    def notify(self, n: int = 1) -> None:
+        """Wake up to ``n`` waiters, the longest-waiting first.  Does not block; they go on when the lock is free."""
+        assert self._lock._semlock._is_mine(), "lock is not owned"
+        self._word.notify(n)
+
+    def notify_all(self) -> None:
+        """Wake every waiter."""
+        self.notify(n=sys.maxsize)
+
+    def wait_for(self, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
+        """Wait until ``predicate()`` is true or ``timeout`` seconds have passed; its last value."""
+        result = predicate()
+        if result:
+            return result
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not result:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self.wait(left)
+            result = predicate()
+        return result
+
+    def __repr__(self) -> str:
+        try:
+            return f"<{type(self).__name__}({self._lock!r}, {len(self.waiters)})>"
+        except Exception:
+            return f"<{type(self).__name__}({self._lock!r}, unknown)>"
+
+
+class Event(_Primitive):
+    """A flag that processes wait for.  Who waits when it is set goes on, also if it is cleared at once."""
+
+    _kind = at.EVENT
+
+    def __init__(self, name: str | None = None, *, domain: str | None = None, ctx: Any = None) -> None:
+        self._open(Declaration(self._kind), name, domain)
+
+    def _bind(self, block: Block) -> None:
+        super()._bind(block)
+        self._word = EventWord(block)
+
+    def is_set(self) -> bool:
+        """Whether the flag is up."""
+        return self._word.is_set()
+
+    def set(self) -> None:
+        """Raise the flag and wake everybody who waits.  Does not block."""
+        self._word.set()
+
+    def clear(self) -> None:
+        """Lower the flag.  Does not block."""
+        self._word.clear()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the flag is up; False if ``timeout`` seconds passed first."""
+        return self._word.wait(timeout)
+
+    def __repr__(self) -> str:
+        state = "set" if self.is_set() else "unset"
+        return f"<{type(self).__qualname__} at {id(self):#x} {state}{self._suffix()}>"
+
+
+class Barrier(_Primitive):
+    """A barrier for ``parties`` threads or processes.
+
+    parties  how many have to wait() until all go on
+    action   called by one of them, before any goes on
+    timeout  seconds, for every wait() that gives none
+
+    The barrier breaks (BrokenBarrierError) when a party dies: a process that waits now, or that came through last time and
+    has not ended normally since.  A process that dies before its first wait() was never known to the barrier.
+    """
+
+    _kind = at.BARRIER
+
+    def __init__(
+        self,
+        parties: int,
+        action: Callable[[], object] | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+        *,
+        domain: str | None = None,
+        ctx: Any = None,
+    ) -> None:
+        if not isinstance(parties, int):
+            raise TypeError(f"parties must be an int, not {type(parties).__name__}")
+        if not 0 < parties < 1 << BarrierWord.COUNT_BITS:
+            raise ValueError(f"parties must be 1 to {(1 << BarrierWord.COUNT_BITS) - 1}, not {parties}")
+        self._open(Declaration(self._kind, 0, parties, parties), name, domain)
+        self._restore((action, timeout))
+
+    def _bind(self, block: Block) -> None:
+        super()._bind(block)
+        self._word = _shared(block, lambda: BarrierWord(block))
+        self._leaving = util.Finalize(self, self._word.leave_party, exitpriority=20)
+
+    def _extra_state(self) -> Any:
+        return self._action, self._timeout
+
+    def _restore(self, state: Any) -> None:
+        self._action, self._timeout = state
+
+    @property
+    def parties(self) -> int:
+        """How many have to wait()."""
+        return self._word.parties
+
+    @property
+    def n_waiting(self) -> int:
+        """How many are waiting now."""
+        return self._word.waiting()
+
+    @property
+    def broken(self) -> bool:
+        """Whether it is broken: nobody gets through until reset()."""
+        return self._word.is_broken()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until all parties are here; a number from 0 to parties-1, another one for each.
+
+        BrokenBarrierError if it is or gets broken, is reset, a party dies, or ``timeout`` seconds pass.
+        """
+        return self._word.wait(self._action, self._timeout if timeout is None else timeout)
+
+    def reset(self) -> None:
+        """Back to the first state; who waits gets BrokenBarrierError."""
+        self._word.reset()
+
+    def abort(self) -> None:
+        """Break it; who waits, and who comes, gets BrokenBarrierError until reset()."""
+        self._word.abort()
+
+    def __repr__(self) -> str:
+        state = "broken" if self.broken else f"waiters={self.n_waiting}/{self.parties}"
+        name = f", name={self.name!r}" if self.name is not None else ""
+        return f"<{type(self).__module__}.{type(self).__qualname__} at {id(self):#x}: {state}{name}>"
+
+
+assert BrokenBarrierError is threading.BrokenBarrierError
