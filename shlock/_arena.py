@@ -33,6 +33,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import context as mp_context
 from multiprocessing import process as mp_process
 from multiprocessing import reduction, util
 from typing import Any, Final
@@ -122,7 +123,7 @@ class Block:
         if self.name is not None:
             return attach_named, (self.arena.domain, self.name)
         self.exported = True
-        return attach_inherited, (reduction.DupFd(self.arena.segment.fd), self.arena.identity, self.index)  # type: ignore[no-untyped-call]
+        return attach_inherited, (self.arena.duplicate_for_child(), self.arena.identity, self.index)
 
 
 #: Counted up before and after every fork: a block that was made at another count may be known to a child.
@@ -144,14 +145,14 @@ class Arena:
         self.segment = segment
         self.layout = layout
         self.domain = domain
-        self.words = Words(segment.buf)
+        self.words = Words(segment.memory)
         self.identity = self.words.load(at.HEADER_IDENTITY)
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []
         self._unused = itertools.count()
         self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
-        if not segment.buf.readonly:
+        if not segment.memory.readonly:
             self.record_process()
             util.register_after_fork(self, Arena.record_process)
 
@@ -163,7 +164,7 @@ class Arena:
         text = -(-blocks * TEXT_PER_BLOCK // at.WORD) * at.WORD if domain is not None else 0
         layout = at.Layout(SPOTS, PROCESSES, blocks, text)
         segment = Segment.create(layout.size)
-        words = Words(segment.buf)
+        words = Words(segment.memory)
         boot = SYSTEM.boot_id()
         for place, value in (
             (at.HEADER_VERSION, at.VERSION),
@@ -184,7 +185,7 @@ class Arena:
             encoded = domain.encode()
             words.store(at.HEADER_DOMAIN, len(encoded))
             first = (at.HEADER_DOMAIN + 1) * at.WORD
-            segment.buf[first : first + len(encoded)] = encoded
+            segment.memory[first : first + len(encoded)] = encoded
             # As the number of an extension, 0 means "none": block 0 is never used here.
             words.store(layout.name_table + at.NAME_HASH, at.HASH_EXTENSION)
         arena = cls(segment, layout, domain)
@@ -236,24 +237,21 @@ class Arena:
         store(start + at.BLOCK_MORE, extensions[0] if extensions else 0)
         store(start + at.BLOCK_KIND, declaration.kind_word())
 
-    def block(self, index: int, name: str | None = None, cells: int | None = None) -> Block:
-        """The one Block object of this process for that index; ``cells`` as the primitive has them."""
+    def block(self, index: int, name: str | None = None) -> Block:
+        """The one Block object of this process for that index."""
         block = self._blocks.get(index)
         if block is None:
-            block = Block(self, index, name, self._cells_of(index, self._count_cells(index)))
+            block = Block(self, index, name, self.cells_of(index))
             block = self._blocks.setdefault(index, block)
         return block
 
-    def _count_cells(self, index: int) -> int:
-        start = self.layout.block(index)
-        kind_word, parameter = self.words.load(start + at.BLOCK_KIND), self.words.load(start + at.BLOCK_PARAMETER)
-        if kind_word & at.KIND == at.BARRIER or kind_word & at.OWNED:
-            return parameter
-        return 0
-
-    def _cells_of(self, index: int, count: int) -> list[int]:
+    def cells_of(self, index: int) -> list[int]:
         """Indices of the cell words of a block.  SegmentError if the chain of extensions is damaged."""
         start = self.layout.block(index)
+        kind_word, parameter = self.words.load(start + at.BLOCK_KIND), self.words.load(start + at.BLOCK_PARAMETER)
+        count = parameter if kind_word & at.KIND == at.BARRIER or kind_word & at.OWNED else 0
+        if count > self.layout.blocks * at.EXTENSION_CELL_COUNT:
+            raise self.damaged(f"block {index} claims {count} cells, more than there are")
         cells = list(range(start + at.BLOCK_CELLS, start + at.BLOCK_CELLS + min(count, at.BLOCK_CELL_COUNT)))
         extension = self.words.load(start + at.BLOCK_MORE)
         while len(cells) < count:
@@ -263,6 +261,13 @@ class Arena:
             cells += range(first, first + min(count - len(cells), at.EXTENSION_CELL_COUNT))
             extension = self.words.load(self.layout.block(extension) + at.EXTENSION_NEXT)
         return cells
+
+    def duplicate_for_child(self) -> Any:
+        """The descriptor, wrapped for the process that is just being spawned; the same for all that refers to this arena."""
+        passed = _passed.setdefault(mp_context.get_spawning_popen(), {})
+        if self.identity not in passed:
+            passed[self.identity] = reduction.DupFd(self.segment.fd)
+        return passed[self.identity]
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -290,7 +295,7 @@ class Arena:
         if offset + length > self.layout.text:
             return None  # damaged: no name of anybody
         first = self.layout.text_start * at.WORD + offset
-        return bytes(self.segment.buf[first : first + length])
+        return bytes(self.segment.memory[first : first + length])
 
     def insert(self, name: bytes, declaration: Declaration) -> int | None:
         """Create a name, under the creation lock.  None if this segment has no room."""
@@ -311,7 +316,7 @@ class Arena:
         if crash_points:
             crash_points[0]("C1 name: text room taken")
         first = self.layout.text_start * at.WORD + text_used
-        self.segment.buf[first : first + len(name)] = name
+        self.segment.memory[first : first + len(name)] = name
         index, extensions = free[0], free[1:count]
         for extension in extensions:
             words.store(table + extension * at.NAME_WORDS + at.NAME_HASH, at.HASH_EXTENSION)
@@ -365,13 +370,15 @@ class Arena:
     def record_process(self) -> None:
         """Remember what this process is, for those who outlive it.  Best effort: the table is small and only informs."""
         me = _process.current.word
-        text = f"{mp_process.current_process().name} ({os.path.basename(sys.argv[0] or 'python') if hasattr(sys, 'argv') else 'python'})"
+        program = os.path.basename(next(iter(getattr(sys, "argv", ())), "")) or "python"
+        text = f"{mp_process.current_process().name} ({program})"
         encoded = text.encode("utf-8", "replace")[: at.PROCESS_TEXT].ljust(at.PROCESS_TEXT, b"\0")
         for row in self._process_rows(me):
             seen = self.words.load(row)
-            if seen == me or (not seen or not _process.is_alive(seen)) and self.words.compare_exchange(row, seen, me):
+            is_free = not seen or not _process.is_alive(seen)
+            if seen == me or (is_free and self.words.compare_exchange(row, seen, me)):
                 first = (row + 1) * at.WORD
-                self.segment.buf[first : first + at.PROCESS_TEXT] = encoded
+                self.segment.memory[first : first + at.PROCESS_TEXT] = encoded
                 return
 
     def process_name(self, word: int) -> str | None:
@@ -380,7 +387,7 @@ class Arena:
         for row in self._process_rows(owner):
             if self.words.load(row) == owner:
                 first = (row + 1) * at.WORD
-                return bytes(self.segment.buf[first : first + at.PROCESS_TEXT]).rstrip(b"\0").decode("utf-8", "replace")
+                return bytes(self.segment.memory[first : first + at.PROCESS_TEXT]).rstrip(b"\0").decode("utf-8", "replace")
         return None
 
     def _process_rows(self, word: int) -> Iterator[int]:
@@ -425,6 +432,8 @@ def _probe(number: int, size: int) -> Iterator[int]:
 # -- anonymous primitives -------------------------------------------------------------------------------------------------
 
 _own: Arena | None = None
+#: What each process that is being spawned is given already: multiprocessing passes a descriptor only once.
+_passed: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
 _attached: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
 
 
@@ -502,9 +511,7 @@ def check_name(name: Any, what: str = "name") -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{what} {name!r} cannot be written in UTF-8: {error.reason}") from None
     if not name or length > at.MAX_NAME or "\0" in name:
-        raise ValueError(
-            f"{what} must have 1 to {at.MAX_NAME} bytes in UTF-8 and no NUL: {name[:40]!r} has {length} bytes"
-        )
+        raise ValueError(f"{what} must have 1 to {at.MAX_NAME} bytes in UTF-8 and no NUL: {name[:40]!r} has {length} bytes")
     return name
 
 
@@ -620,7 +627,8 @@ def _checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
 
 
 def describe(declaration: Declaration) -> str:
-    words = [f"a {at.KIND_NAMES[declaration.kind]}"]
+    kind = at.KIND_NAMES[declaration.kind]
+    words = [f"{'an' if kind[0] in 'ER' else 'a'} {kind}"]
     if declaration.kind in (at.SEMAPHORE, at.BOUNDED_SEMAPHORE):
         words.append(f"of {declaration.parameter}{', owned' if declaration.owned else ''}")
     elif declaration.kind == at.BARRIER:
@@ -646,7 +654,7 @@ def check_segment(segment: Segment, *, any_user: bool = False) -> tuple[at.Layou
     remove = f"If nobody needs it, remove {SHM_FOLDER}/{segment.name} by hand." if segment.name else "Nothing to do."
     if segment.size < at.HEADER_WORDS * at.WORD:
         raise SegmentError(name, f"it is truncated: {segment.size} bytes, less than a header", remove)
-    load = Words(segment.buf).load
+    load = Words(segment.memory).load
     if load(at.HEADER_MAGIC) != at.MAGIC:
         raise SegmentError(name, "it was not made by shlock", remove)
     if load(at.HEADER_VERSION) != at.VERSION:
@@ -678,7 +686,7 @@ def check_segment(segment: Segment, *, any_user: bool = False) -> tuple[at.Layou
     if not layout.text:
         return layout, None
     length, first = load(at.HEADER_DOMAIN), (at.HEADER_DOMAIN + 1) * at.WORD
-    return layout, bytes(segment.buf[first : first + min(length, at.MAX_NAME)]).decode("utf-8", "replace")
+    return layout, bytes(segment.memory[first : first + min(length, at.MAX_NAME)]).decode("utf-8", "replace")
 
 
 def domain_of(file_name: str) -> str | None:

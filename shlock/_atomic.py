@@ -89,7 +89,7 @@ class Operand:
         if self.process is not _process.current:
             raise _process.Forked
         self.tried = expected
-        return raw_compare_exchange(word, self._expected_pointer, self._desired_pointer) == 1
+        return bool(raw_compare_exchange(word, self._expected_pointer, self._desired_pointer))
 
     def succeeded(self) -> bool:
         """Whether the latest compare-exchange of this operand was carried out and took effect."""

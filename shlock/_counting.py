@@ -571,7 +571,7 @@ class _Arrival:
         if position is None or self.count.process is not _process.current:
             return
         me = _process.current.word
-        place, pointer = word.cells[position]
+        _, pointer = word.cells[position]
         if Operand().compare_exchange(pointer, me | at.ARRIVED | (self.number & 15) << 1, me):
             word.mine.append(position)
 
@@ -617,5 +617,3 @@ class _OpenWaiter:
 
     def withdraw(self, notified: bool) -> None:
         """Everybody is woken at once: nothing to pass on."""
-
-

@@ -30,7 +30,7 @@ def main(descriptor: int, prefix: str) -> None:
     fcntl.fcntl(own, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
     for name in os.listdir(FOLDER):
         if name.startswith(prefix):
-            os.unlink(os.path.join(FOLDER, name))
+            os.unlink(f"{FOLDER}/{name}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What multiprocessing's own code and tests read of a primitive's private parts, answered in one place.
 
-queues.py and pool.py ask ``_semlock._get_value()`` and ``_is_zero()``, Condition asks ``_is_mine()`` and ``_count()``; the tests
-look at a Condition's ``_sleeping_count``, ``_woken_count`` and ``_wait_semaphore``, which here are views of the parked threads.
+queues.py and pool.py ask ``_semlock._get_value()`` and ``_is_zero()``, Condition asks ``_is_mine()`` and ``_count()``; the
+tests look at a Condition's ``_sleeping_count``, ``_woken_count`` and ``_wait_semaphore``, which here are views of the parked
+threads.
 """
 
 from __future__ import annotations

@@ -392,8 +392,8 @@ class OwnerWaiter:
 _generation = object()
 
 #: Expected operands (pointer, cell) that hold 0 and this process's word.
-_zeros: list[tuple[Pointer, memoryview]] = []
-_mine: list[tuple[Pointer, memoryview]] = []
+_zeros: list[tuple[Pointer, memoryview]]
+_mine: list[tuple[Pointer, memoryview]]
 _waiters: list[OwnerWaiter] = []
 _operands: list[Operand] = []
 
@@ -404,6 +404,8 @@ def _cell(value: int) -> tuple[Pointer, memoryview]:
 
 
 _ZERO: Final = _cell(0)
+_zeros = [_cell(0) for _ in range(4)]
+_mine = [_cell(_process.current.word) for _ in range(4)]
 
 
 def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
@@ -433,6 +435,7 @@ def _in_child() -> None:
     _generation = object()
     for pool in (_mine, _waiters, _operands):
         pool.clear()
+    _mine.extend(_cell(_process.current.word) for _ in range(4))
 
 
 _process.refresh_in_child.append(_in_child)

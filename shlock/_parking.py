@@ -34,7 +34,7 @@ blocked, for at most 20 ms at a time, and their handlers run in between, where w
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import math
 import os
 import signal
@@ -46,9 +46,8 @@ from typing import Any, Final, Protocol
 
 import posix_ipc
 
-from . import _janitor
+from . import _janitor, _process
 from . import _layout as at
-from . import _process
 from ._arena import PREFIX, Arena
 from ._atomic import Operand, Words
 from ._sys import SYSTEM, crash_points
@@ -361,7 +360,8 @@ class Parking:
             self.words.raise_to(at.HEADER_SPOTS_USED, index + 1)
             if self.is_nameless:
                 self._start_janitor()
-            semaphore = posix_ipc.Semaphore(self._semaphore_name(index), posix_ipc.O_CREAT, mode=0o600)
+            SYSTEM.create_semaphore(self._semaphore_name(index))
+            semaphore = posix_ipc.Semaphore(self._semaphore_name(index))
             self.semaphores[index] = semaphore
             return Spot(self.words, self.layout, index, semaphore)
         except BaseException:
@@ -454,10 +454,8 @@ def deadline_after(timeout: float | None) -> float | None:
 
 def start_janitor(fd: int, prefix: str) -> int:
     """Start a janitor on a segment; its identity word."""
-    executable = os.fsdecode(spawn.get_executable() or b"")  # type: ignore[no-untyped-call]
-    pid = util.spawnv_passfds(  # type: ignore[attr-defined]
-        os.fsencode(executable), [executable, "-I", "-S", _janitor.__file__, str(fd), prefix], [fd]
-    )
+    executable = os.fsdecode(spawn.get_executable() or b"")
+    pid = util.spawnv_passfds(os.fsencode(executable), [executable, "-I", "-S", _janitor.__file__, str(fd), prefix], [fd])
     return _process.make_word(pid, SYSTEM.birth(pid) or 0)
 
 

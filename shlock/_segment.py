@@ -18,8 +18,8 @@ import stat
 from multiprocessing.shared_memory import SharedMemory
 from typing import Final
 
-from .errors import SegmentError
 from ._sys import SHM_FOLDER, SYSTEM
+from .errors import SegmentError
 
 __all__ = ["BYTE_CREATING", "BYTE_IN_USE", "Segment"]
 
@@ -89,6 +89,13 @@ class Segment(SharedMemory):
     def name(self) -> str:
         return self._name
 
+    @property
+    def memory(self) -> memoryview:
+        """The bytes of the segment."""
+        if self._buf is None:
+            raise ValueError("the segment is closed")
+        return self._buf
+
     def publish(self, name: str) -> bool:
         """Give the segment its name, in one step; False if that name is taken."""
         if not SYSTEM.publish_name(self._fd, name):
@@ -104,7 +111,7 @@ class Segment(SharedMemory):
     def close(self) -> None:
         """Let go of the mapping and the descriptor.  Views that are still out keep the memory until they are gone."""
         buf, mapping, fd = self._buf, self._mmap, self._fd
-        self._buf = self._mmap = None
+        self._buf = self._mmap = None  # type: ignore[assignment]
         self._fd = -1
         with contextlib.suppress(BufferError):
             if buf is not None:

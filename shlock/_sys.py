@@ -7,8 +7,10 @@ which is called with the label of each step of the protocol just before that ste
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import select
 import struct
@@ -23,6 +25,15 @@ crash_points: list[Callable[[str], None]] = []
 
 SHM_FOLDER: Final = "/dev/shm"
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+
+@functools.cache
+def _initial_semaphore() -> bytes:
+    """The bytes of a sem_t of value 0 that processes share, with room to spare."""
+    memory = ctypes.create_string_buffer(128)
+    if ctypes.CDLL(None, use_errno=True).sem_init(memory, 1, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return memory.raw
 
 
 class System:
@@ -102,10 +113,24 @@ class System:
     def publish_name(self, descriptor: int, name: str) -> bool:
         """Give a nameless shared memory file its name, in one step; False if the name is taken."""
         try:
-            os.link(f"/proc/self/fd/{descriptor}", f"{SHM_FOLDER}/{name}", follow_symlinks=True)
+            # Only with a folder's descriptor (which an absolute path ignores) does os.link follow links on Linux.
+            os.link(f"/proc/self/fd/{descriptor}", f"{SHM_FOLDER}/{name}", src_dir_fd=descriptor, follow_symlinks=True)
         except FileExistsError:
             return False
         return True
+
+    def create_semaphore(self, name: str) -> None:
+        """Make the file of a POSIX semaphore of value 0, in one step; nothing if it exists.
+
+        ``sem_open`` would leave a temporary file behind if the process were killed inside it.  The content is what
+        ``sem_init`` writes for a semaphore that processes share; ``sem_open`` then finds an existing semaphore.
+        """
+        descriptor = os.open(SHM_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, _initial_semaphore())
+            self.publish_name(descriptor, f"sem.{name.lstrip('/')}")
+        finally:
+            os.close(descriptor)
 
     def open_segment(self, path: str, *, read_only: bool = False) -> int:
         return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW)

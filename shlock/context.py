@@ -1,7 +1,8 @@
 """Multiprocessing contexts whose primitives are shlock's.
 
-``get_context(method)`` is multiprocessing's context of that start method, in which Lock, RLock, Semaphore, BoundedSemaphore,
-Condition, Event and Barrier are ours, and with them the ones inside Queue, JoinableQueue, SimpleQueue, Pool, Value and Array.
+``get_context(method)`` is multiprocessing's context of that start method, in which Lock, RLock, Semaphore,
+BoundedSemaphore, Condition, Event and Barrier are ours, and with them the ones inside Queue, JoinableQueue, SimpleQueue,
+Pool, Value and Array.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond 
 - may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive;
 - goes on working when processes that use it die at any instant.
 
-``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process dies,
-a waiter gets the lock and is told.  A thread that ends without releasing, in a process that lives on, is not a dead owner.
-A plain Semaphore has no owners: it may be acquired here and released there, and the permit of a dead process is gone.
+``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process
+dies, a waiter gets the lock and is told.  A thread that ends without releasing, in a process that lives on, is not a dead
+owner.  A plain Semaphore has no owners: it may be acquired here and released there, and the permit of a dead process is gone.
 
 Objects without a name can be pickled only while a process is being spawned, as multiprocessing's; those with a name always.
 """
@@ -320,7 +320,7 @@ class RLock(Lock):
     def _bind(self, block: Block) -> None:
         super()._bind(block)
         words = self._words
-        take, give, leave = self.__dict__["acquire"], self.__dict__["release"], self._leave
+        take, give = self.__dict__["acquire"], self.__dict__["release"]
         get_ident, is_mine = threading.get_ident, words.is_mine
 
         def acquire(block: bool = True, timeout: float | None = None) -> bool:
@@ -452,9 +452,7 @@ class Semaphore(_Owned):
 
     @property
     def _semlock(self) -> SemLockView:
-        return SemLockView(
-            self, value=self.get_value, is_mine=lambda: False, count=lambda: 0, maxvalue=self._limit
-        )
+        return SemLockView(self, value=self.get_value, is_mine=lambda: False, count=lambda: 0, maxvalue=self._limit)
 
     def _suffix(self) -> str:
         return super()._suffix() if self._count is None else _Primitive._suffix(self)

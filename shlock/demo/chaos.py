@@ -27,7 +27,7 @@ _MESSAGE = struct.Struct("II")
 _AIMED_SHARE = 0.5
 """Share of the kills that are aimed into the critical section."""
 
-_AIM_SECONDS = 0.04
+_AIM_SECONDS = 0.1
 """How long to try to hit a worker inside (seconds); after that, any worker will do."""
 
 _PHASES_LEFT_ALONE = (Phase.STARTING, Phase.ENTERING, Phase.DONE)
@@ -109,10 +109,11 @@ def _kill_inside(table: Table, workers: dict[int, _Target], rng: random.Random) 
     """
     give_up = time.monotonic() + _AIM_SECONDS
     while time.monotonic() < give_up:
-        moving = [slot for slot in workers if table.phase(slot) not in _PHASES_LEFT_ALONE]
+        phases = {slot: table.phase(slot) for slot in workers}
+        moving = [slot for slot, phase in phases.items() if phase not in _PHASES_LEFT_ALONE]
         if not moving:
             continue
-        slot = rng.choice(moving)
+        slot = rng.choice([slot for slot in moving if phases[slot].inside] or moving)
         target = workers[slot]
         target.send(signal.SIGSTOP)
         if target.wait_until_stopped(give_up) and table.phase(slot).inside:

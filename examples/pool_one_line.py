@@ -1,0 +1,32 @@
+"""A program with a multiprocessing Pool; with one line changed, a worker killed inside the lock no longer hangs it."""
+
+import os
+import signal
+import warnings
+from multiprocessing import Pool, Value
+
+from shlock import AbandonedWarning, Lock  # was: from multiprocessing import Lock
+
+
+def start(shared_lock, shared_total):
+    global lock, total
+    lock, total = shared_lock, shared_total
+    warnings.simplefilter("ignore", AbandonedWarning)  # an addition cannot be half done: nothing to repair
+
+
+def add(number):
+    with lock:
+        total.value += number
+
+
+def die(number):
+    with lock:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the OOM killer would do it
+
+
+if __name__ == "__main__":
+    lock, total = Lock(), Value("q", 0, lock=False)
+    with Pool(4, initializer=start, initargs=(lock, total)) as pool:
+        pool.apply_async(die, (0,))  # its worker ends holding the lock; the Pool starts another worker
+        pool.map(add, range(1000))
+    print("sum:", total.value)

@@ -1,0 +1,310 @@
+"""What stands in the segments of this user, decoded without taking a lock: it works while everything is stuck.
+
+Segments are mapped read-only.  Named domains are found by their file names; anonymous arenas, whose segments have no name,
+through the descriptors of this user's processes.  Each word is read once and whole, but not all at the same instant: what is
+shown together may never have been true together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from . import _arena, _process
+from . import _layout as at
+from ._arena import PREFIX, Arena
+from ._counting import BarrierWord
+from ._segment import BYTE_IN_USE, Segment
+from ._sys import SHM_FOLDER, SYSTEM
+from .errors import Abandoned, SegmentError
+from .synchronize import Owner, Waiter
+
+__all__ = ["Abandoned", "DomainSnapshot", "Owner", "PrimitiveSnapshot", "Waiter", "clean", "domains"]
+
+_NAMELESS: Final = f"{SHM_FOLDER}/#"  # what /proc shows for a file that never had a name
+
+
+@dataclass(frozen=True)
+class PrimitiveSnapshot:
+    """One primitive.
+
+    state      "free", "held", "held by a dead process", "inherited" (its heir holds it), "poisoned", "value 3",
+               "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a Condition), "damaged"
+    owner      who holds it; of an owned Semaphore one of the holders
+    held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
+               reading no clock, and the oldest waiter has waited so long
+    """
+
+    name: str | None
+    kind: str
+    state: str
+    owner: Owner | None
+    held_for: float | None
+    held_for_is_lower_bound: bool
+    waiters: tuple[Waiter, ...]
+    abandoned: Abandoned | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DomainSnapshot:
+    """One segment of a domain, or one arena without a name (``domain`` is None).
+
+    segment    its file name, or the path through which it was found
+    in_use     whether a living process has it open
+    processes  the living processes that are recorded in it
+    problem    why it can't be read, or None
+    """
+
+    domain: str | None
+    segment: str
+    in_use: bool
+    processes: tuple[int, ...]
+    primitives: tuple[PrimitiveSnapshot, ...]
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+def domains() -> list[DomainSnapshot]:
+    """Every segment of this user: named domains first, then arenas without a name."""
+    named = [_of_file(name) for name in _segment_files()]
+    return [snapshot for snapshot in named if snapshot is not None] + list(_nameless())
+
+
+def clean(domain: str | None = None) -> list[str]:
+    """Remove the segments and semaphores that no living process uses; the file names of what was removed.
+
+    domain  only this one; None means all of this user.  What is in use stays, however long its processes have been idle.
+    """
+    removed: list[str] = []
+    for first in (name for name in _segment_files() if "+" not in name):
+        if domain is not None and first != _arena.segment_name(domain):
+            continue
+        descriptor = _open(f"{SHM_FOLDER}/{first}")
+        if descriptor is None:
+            continue
+        try:
+            # Whoever uses a domain has its first segment open.  From here to the unlink nobody can attach; who tries
+            # sees a file without links, and makes a new one.
+            if os.fstat(descriptor).st_uid == SYSTEM.geteuid() and SYSTEM.lock_byte(descriptor, BYTE_IN_USE, shared=False):
+                for name in reversed(_segment_files()):
+                    if name.split("+")[0] == first:
+                        removed += _remove_segment(name)
+        finally:
+            os.close(descriptor)
+    if domain is None:
+        removed += _remove_orphaned_semaphores()
+    return removed
+
+
+# -- finding segments -----------------------------------------------------------------------------------------------------
+
+
+def _segment_files() -> list[str]:
+    return sorted(name for name in os.listdir(SHM_FOLDER) if _arena.domain_of(name) is not None)
+
+
+def _open(path: str) -> int | None:
+    try:
+        return SYSTEM.open_segment(path)
+    except OSError:
+        return None
+
+
+def _of_file(name: str) -> DomainSnapshot | None:
+    try:
+        descriptor = SYSTEM.open_segment(f"{SHM_FOLDER}/{name}", read_only=True)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return DomainSnapshot(_arena.domain_of(name), name, False, (), (), error.strerror)
+    return _decode(descriptor, name)
+
+
+def _nameless() -> Iterator[DomainSnapshot]:
+    """Arenas without a name, each once, through the descriptors of the processes that have them open."""
+    seen: set[tuple[int, int]] = set()
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        folder = f"/proc/{pid}/fd"
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            for entry in os.listdir(folder):
+                path = f"{folder}/{entry}"
+                with contextlib.suppress(OSError):
+                    if not os.readlink(path).startswith(_NAMELESS):
+                        continue
+                    facts = os.stat(path)
+                    if facts.st_nlink or (facts.st_dev, facts.st_ino) in seen or facts.st_uid != SYSTEM.geteuid():
+                        continue
+                    seen.add((facts.st_dev, facts.st_ino))
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    if os.pread(descriptor, at.WORD, 0) != at.MAGIC.to_bytes(at.WORD, "little"):
+                        os.close(descriptor)
+                        continue
+                    yield _decode(descriptor, path)
+
+
+# -- decoding -------------------------------------------------------------------------------------------------------------
+
+
+def _decode(descriptor: int, name: str) -> DomainSnapshot:
+    in_use = SYSTEM.is_byte_locked(descriptor, BYTE_IN_USE)
+    domain = _arena.domain_of(name)
+    try:
+        segment = Segment(descriptor, name, read_only=True)
+    except (OSError, ValueError) as error:
+        os.close(descriptor)
+        return DomainSnapshot(domain, name, in_use, (), (), str(error))
+    try:
+        arena = Arena.over(segment)
+    except SegmentError as error:
+        return DomainSnapshot(domain, name, in_use, (), (), f"{error.fact}. {error.advice}")
+    processes = tuple(sorted(_process.pid_of(word) for word in arena.processes() if _process.is_alive(word)))
+    return DomainSnapshot(arena.domain, name, in_use, processes, tuple(_primitives(arena)))
+
+
+def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
+    waiters = _waiters(arena)
+    used = arena.layout.blocks if arena.layout.text else min(arena.words.load(at.HEADER_BLOCKS_USED), arena.layout.blocks)
+    for index in range(used):
+        name = arena.name_at(index)
+        kind = arena.words.load(arena.layout.block(index) + at.BLOCK_KIND) & at.KIND
+        if not at.FREE_BLOCK < kind < at.EXTENSION or (arena.layout.text and name is None):
+            continue
+        try:
+            yield _primitive(arena, index, kind, name, waiters.get(index, ()))
+        except SegmentError:
+            text = None if name is None else _text(name)
+            yield PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
+
+
+def _text(name: bytes) -> str:
+    """A name as shown: the lock that a named Condition makes for itself stands behind a NUL."""
+    return name.decode("utf-8", "replace").replace("\0", " (its ") + (")" if b"\0" in name else "")
+
+
+def _waiters(arena: Arena) -> dict[int, tuple[Waiter, ...]]:
+    """The blocked threads of each block, the longest-waiting first."""
+    now = time.monotonic_ns()
+    by_block: dict[int, list[tuple[int, Waiter]]] = {}
+    load, spot = arena.words.load, arena.layout.spot
+    for index in range(min(load(at.HEADER_SPOTS_USED), arena.layout.spots)):
+        state = load(spot(at.SPOT_STATE, index))
+        claim = load(spot(at.SPOT_CLAIM, index))
+        if state & at.STATE == at.IDLE or not _process.is_alive(claim):
+            continue
+        since = load(spot(at.SPOT_SINCE, index))
+        waiter = Waiter(
+            _process.pid_of(claim),
+            load(spot(at.SPOT_THREAD, index)) & 0xFFFFFFFF,
+            arena.process_name(claim),
+            max(0, now - since) / 1e9,
+        )
+        by_block.setdefault((state & at.KEY) >> at.KEY_SHIFT, []).append((since, waiter))
+    return {
+        block: tuple(waiter for _, waiter in sorted(found, key=lambda pair: pair[0])) for block, found in by_block.items()
+    }
+
+
+def _primitive(arena: Arena, index: int, kind: int, name: bytes | None, waiters: tuple[Waiter, ...]) -> PrimitiveSnapshot:
+    start, load = arena.layout.block(index), arena.words.load
+    word, kind_word = load(start + at.BLOCK_WORD), load(start + at.BLOCK_KIND)
+    owner: Owner | None = None
+    held_for: float | None = None
+    is_lower_bound = False
+    abandoned: Abandoned | None = None
+    if kind in (at.LOCK, at.RLOCK) or kind_word & at.OWNED:
+        cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
+        words = [load(cell) for cell in cells]
+        held = [w for w in words if w & at.OWNER]
+        if any(w & at.DIED for w in words):
+            dead, found = load(start + at.BLOCK_DEAD), load(start + at.BLOCK_FOUND)
+            abandoned = Abandoned(_process.pid_of(dead), arena.process_name(dead), found / 1e9)
+        if held:
+            since = load(start + at.BLOCK_SINCE)
+            alive = _process.is_alive(held[0])
+            owner = Owner(_process.pid_of(held[0]), arena.process_name(held[0]), alive, since / 1e9 if since else None)
+            held_for = max(0, time.monotonic_ns() - since) / 1e9 if since else None
+            if held_for is None and waiters:
+                held_for, is_lower_bound = waiters[0].waiting_for, True
+        state = _state_of_owned(words, held, owner, bool(kind_word & at.OWNED))
+    elif kind in (at.SEMAPHORE, at.BOUNDED_SEMAPHORE):
+        state = f"value {word >> at.COUNT_SHIFT}"
+        if kind == at.BOUNDED_SEMAPHORE:
+            state += f" of {load(start + at.BLOCK_PARAMETER)}"
+    elif kind == at.EVENT:
+        state = "set" if word & at.SET else "unset"
+    elif kind == at.CONDITION:
+        state = "waiting" if waiters else "idle"
+    else:
+        arrived = word >> at.COUNT_SHIFT & (1 << BarrierWord.COUNT_BITS) - 1
+        state = "broken" if word & at.BROKEN else f"{arrived} of {load(start + at.BLOCK_PARAMETER)} waiting"
+    text = None if name is None else _text(name)
+    return PrimitiveSnapshot(text, at.KIND_NAMES[kind], state, owner, held_for, is_lower_bound, waiters, abandoned)
+
+
+def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many: bool) -> str:
+    if any(w & at.DIED and not w & at.OWNER for w in words):
+        return "poisoned"
+    if many:
+        return f"value {len(words) - len(held)} of {len(words)}"
+    if owner is None:
+        return "free"
+    if not owner.alive:
+        return "held by a dead process"
+    return "inherited" if held[0] & at.DIED else "held"
+
+
+# -- removing -------------------------------------------------------------------------------------------------------------
+
+
+def _remove_segment(name: str) -> list[str]:
+    """Remove a segment and its semaphores; what was removed."""
+    try:
+        with open(f"{SHM_FOLDER}/{name}", "rb") as file:
+            header = file.read(at.WORD * (at.HEADER_IDENTITY + 1))
+    except OSError:
+        return []
+    identity = int.from_bytes(header[at.WORD * at.HEADER_IDENTITY :], "little")
+    return [name, *_remove_semaphores(identity)] if _unlink(name) else []
+
+
+def _remove_semaphores(identity: int) -> list[str]:
+    prefix = f"sem.{PREFIX}-{identity:016x}-"
+    names = [name for name in os.listdir(SHM_FOLDER) if name.startswith(prefix)]
+    return [name for name in names if _unlink(name)]
+
+
+def _remove_orphaned_semaphores() -> list[str]:
+    """Semaphores whose arena is gone: left behind only if an arena's janitor was killed, too."""
+    living = set()
+    for snapshot in domains():
+        path = snapshot.segment if snapshot.segment.startswith("/") else f"{SHM_FOLDER}/{snapshot.segment}"
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            living.add(int.from_bytes(file.read(at.WORD * (at.HEADER_IDENTITY + 1))[-at.WORD :], "little"))
+    removed = []
+    for name in os.listdir(SHM_FOLDER):
+        parts = name.split("-")
+        if parts[0] != f"sem.{PREFIX}" or len(parts) != 3:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            facts = os.stat(f"{SHM_FOLDER}/{name}")
+            if facts.st_uid == SYSTEM.geteuid() and int(parts[1], 16) not in living and _unlink(name):
+                removed.append(name)
+    return removed
+
+
+def _unlink(name: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{SHM_FOLDER}/{name}")
+        return True
+    return False

@@ -1,0 +1,818 @@
+/*
+ * The lock: acquire, park, poll, withdraw, release, and the death of owners found by waiters alone.
+ *
+ * Not here: hand-off (RESERVED), bias (BIASED, REVOKING), ranks and tickets.  A releaser may choose any waiter, which
+ * covers every order of ranks and tickets.
+ *
+ * W, one per lock     owner | PARKED | DIED      the owner is a thread here; 0 is free
+ *
+ *   state             owner    entered by                  leaves to
+ *   0                 -        R1, R3                      HELD
+ *   HELD              alive    A1, A2                      0, HELD|PARKED
+ *   HELD|PARKED       alive    A2, A5                      PARKED
+ *   HELD|PARKED|DIED  alive    A2, A3, A5, A6: the heir    PARKED; PARKED|DIED when the heir withdraws before it was told
+ *   HELD...           dead     death                       HELD|PARKED|DIED
+ *   PARKED            -        R2, A8                      0, HELD|PARKED
+ *   PARKED|DIED       -        A8                          HELD|PARKED|DIED
+ *
+ * S, one per spot     state | key | sequence     state is IDLE, WAITING or NOTIFIED; key is the lock waited for
+ *
+ *   IDLE -> WAITING       A4, by the claimant; the sequence rises
+ *   WAITING -> NOTIFIED   unpark_one, by a releaser or by somebody who withdraws
+ *   NOTIFIED -> WAITING   A6, by the claimant, after it took a token
+ *   NOTIFIED -> IDLE      A6, by a poller, when the claimant is dead
+ *   any -> IDLE           A7, A8, by the claimant; C2, by the next claimant of a dead one's spot
+ *
+ * tokens, one per spot    what its semaphore holds; stale ones cost an empty wake-up each
+ * claim, one per spot     whose spot it is: 0, or a thread; a dead one's may be taken over
+ *
+ * I1  Somebody asleep implies that the lock is held with PARKED, or that a wake-up is under way: a NOTIFIED spot, a
+ *     waiter between its token and its look at W, or a thread inside unpark_one.  (Until somebody dies.)
+ * I2  Whoever is inside owns W, and nobody else is inside.
+ * I3  A death is owed to the next owner exactly while W has a dead owner, or DIED and an owner who was not told yet.
+ * I4  A spot that is not IDLE belongs to a thread that waits, or to a dead one.
+ * I5  Whoever sleeps has a spot that is not IDLE.
+ * I6  When all have finished and nobody died, every spot is IDLE and every W is free.
+ *
+ * A compare-exchange loop (read w, try to exchange, again on failure) is one step: only its last turn has an effect,
+ * and that turn is indivisible.  Every other access to shared memory is a step of its own, and a thread can die
+ * (CRASHES) or be interrupted by an exception (WITHDRAW) before each of them.
+ *
+ * A poll that would change nothing is left out, so a state in which only useless polls are possible is a deadlock that
+ * SPIN reports.  In the same way a thread that withdraws while it sleeps decides so when it falls asleep (A6T); those
+ * that do not (A6) must be woken.
+ */
+
+#ifndef THREADS
+#define THREADS 2
+#endif
+#ifndef LOCKS
+#define LOCKS 1             /* with 2, thread 1 always holds both, and the others take either */
+#endif
+#ifndef CRASHES
+#define CRASHES 0           /* exactly this many threads may die, at any step */
+#endif
+#ifndef ROUNDS
+#define ROUNDS 0            /* rounds of each thread; 0: any number */
+#endif
+#ifndef WITHDRAW
+#define WITHDRAW 0          /* 1: exceptions and deadlines at any instant of an acquire, and once more during A8; and once during R3 */
+#endif
+#ifndef POLL
+#define POLL 0              /* 1: sleepers poll at any time; 2: only when nothing else can move, at most POLLS times */
+#endif
+#ifndef POLLS
+#define POLLS 0
+#endif
+#ifndef SKIP
+#define SKIP 1              /* 1: a releaser that sees a NOTIFIED spot may leave it at that; 2: it always does; 0: it never does */
+#endif
+#ifndef STORE_BUFFER
+#define STORE_BUFFER 0      /* 1: the stores of A4, A6, A7 and C2 are plain, and wait in a store buffer */
+#endif
+#ifndef NEWCOMERS
+#define NEWCOMERS 0         /* how many of the threads start only after a death, and must take over a spot */
+#endif
+#ifndef SPOTS
+#define SPOTS (THREADS - NEWCOMERS)
+#endif
+#ifndef FOREIGN
+#define FOREIGN 0           /* 1: an owner may leave the release to a thread that never acquires */
+#endif
+#ifndef TRIERS
+#define TRIERS 0            /* the first TRIERS threads never block (A3) */
+#endif
+#ifndef SEQUENCES
+#define SEQUENCES 2         /* sequence numbers count modulo this */
+#endif
+#ifndef TOKENS
+#define TOKENS 2            /* a semaphore counts up to this; more stale tokens would bring nothing new */
+#endif
+#ifndef SCAN_AT_ONCE
+#define SCAN_AT_ONCE 0      /* 1: unpark_one looks at all spots in one step (fewer states) */
+#endif
+
+/* Mutations: each must be refuted in some configuration. */
+#define NONE                     0
+#define A5_PLAIN_LOOK            1   /* no exchange where PARKED is set already */
+#define TAKE_WITHOUT_PARKED      2   /* a waiter takes the lock as if nobody slept behind it */
+#define TAKE_WITH_SEEN_PARKED    3   /* a waiter takes the lock with w & PARKED */
+#define A8_KEEPS_WAKEUP          4   /* withdrawing never passes a wake-up on */
+#define A8_ONLY_NOTIFIED         5   /* withdrawing passes a wake-up on only when S was NOTIFIED */
+#define A8_LEAVES_OTHERS_ALONE   6   /* withdrawing does not set PARKED in a W that another owns */
+#define A8_TRUSTS_WORD           7   /* withdrawing takes "W names me" for "my exchange succeeded" */
+#define A8_LOOKS_FIRST           8   /* withdrawing looks at W before it sets S to IDLE */
+#define NOTIFY_BLIND             9   /* the exchange in unpark_one covers neither key nor sequence */
+#define UNPARK_ANY_KEY          10   /* unpark_one and its skip look at every spot, whatever its key */
+#define HEIR_DROPS_DIED         11   /* the heir clears DIED when it takes the lock */
+#define R2_KEEPS_DIED           12   /* release leaves DIED behind */
+#define R3_SKIPPED              13   /* an exception after R2 ends the release */
+#define R3_POST_LOST            14   /* an exception between NOTIFIED and the post starts unpark_one afresh, without that post */
+#define R3_PLAIN_CLEAR          15   /* PARKED is cleared by a store */
+#define R3_BEFORE_R2            16   /* unpark_one runs before W is free */
+#define REAP_LIVING             17   /* a poller reaps a NOTIFIED spot without asking whether its thread is dead */
+#define REAP_CLAIM_FIRST        18   /* a poller reads the claim before S */
+#define REAP_STORE              19   /* a poller reaps by a store */
+#define NO_REAP                 20   /* nobody reaps NOTIFIED spots, and the skip is always taken */
+#define CLAIM_AFTER_IDLE        21   /* S is set to IDLE before the claim */
+#define CLAIM_LEFT_DIRTY        22   /* an exception between C1 and C2 leaves the dead claimant's state in the spot */
+#define POLL_NOT_TOLD           23   /* a poller takes a dead owner's lock without DIED */
+#define STAY_NOTIFIED           24   /* after a token S stays NOTIFIED */
+#define SLEEP_THEN_PUBLISH      25   /* A5 before A4 */
+#define POLL_TAKES_STALE        26   /* a poller takes the lock by a store, after it looked */
+#ifndef MUTATION
+#define MUTATION NONE
+#endif
+#define IS(mutation) (MUTATION == mutation)
+
+#define OWNER   7
+#define PARKED  8
+#define DIED    16
+
+#define IDLE     0
+#define WAITING  1
+#define NOTIFIED 2
+#define STATE(x)      ((x) & 3)
+#define KEY(x)        (((x) >> 2) & 1)
+#define SEQUENCE(x)   ((x) >> 3)
+#define WORD(sequence, key, state) ((((sequence) % SEQUENCES) << 3) | ((key) << 2) | (state))
+
+#define NOBODY 255
+
+byte W[LOCKS];
+byte S[SPOTS];
+byte tokens[SPOTS];
+byte claim[SPOTS];
+byte dead;                  /* a bit for each thread */
+
+#define IS_DEAD(t)   ((dead >> (t)) & 1)
+#define FREE(w)      (((w) & OWNER) == 0)
+#define DEAD_OWNER(w) (!FREE(w) && IS_DEAD((w) & OWNER))
+
+/* Ghosts: seen by the checks only. */
+byte inside[LOCKS];         /* who is in the critical section */
+bool owed[LOCKS];           /* a death that nobody was told of */
+byte stage[THREADS + 2];    /* where a thread is, and with which lock */
+byte crashes, polls, finished;
+#if FOREIGN
+byte duty[LOCKS];           /* whose acquisition Releaser is to release */
+#endif
+
+#define OUT   0
+#define CLAIM 1             /* from C1 to A4 */
+#define LOOK  2             /* S is published, and the thread has not yet slept, or was just woken */
+#define SLEEP 3
+#define TAKEN 4             /* from the exchange to A7 */
+#define WAKE  5             /* from R2 or A8 to the end of unpark_one */
+#define STAGE(what, lock) ((what) | ((lock) << 3))
+
+#if STORE_BUFFER
+byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0: none.  One place: a second store waits */
+#define DRAIN(spot) if :: buffered[spot] != 0 -> S[spot] = buffered[spot] - 1; buffered[spot] = 0 :: else fi
+#define OWN_S(spot) (buffered[spot] != 0 -> buffered[spot] - 1 : S[spot])
+#define STORE_S(spot, x) buffered[spot] = (x) + 1
+#define ROOM(spot) (buffered[spot] == 0)
+#else
+#define DRAIN(spot) skip
+#define OWN_S(spot) S[spot]
+#define STORE_S(spot, x) S[spot] = x
+#define ROOM(spot) true
+#endif
+#define DRAIN_OWN  if :: spot != NOBODY -> DRAIN(spot) :: else fi
+
+/* The wake-up of a dead thread's spot that was on its way when it died, and that a poller may reap. */
+#define REAPABLE(i, key) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key) && claim[i] != 0 && IS_DEAD(claim[i]))
+#if SPOTS == 1
+#define ANY_SPOT(P, key) (P(0, key))
+#elif SPOTS == 2
+#define ANY_SPOT(P, key) (P(0, key) || P(1, key))
+#elif SPOTS == 3
+#define ANY_SPOT(P, key) (P(0, key) || P(1, key) || P(2, key))
+#else
+#define ANY_SPOT(P, key) (P(0, key) || P(1, key) || P(2, key) || P(3, key))
+#endif
+#define POLL_HELPS(key) (FREE(W[key]) || DEAD_OWNER(W[key]) || !(W[key] & PARKED) || ANY_SPOT(REAPABLE, key))
+
+#if POLL == 2
+#define POLL_NOW(key) (timeout && POLL_HELPS(key))
+#elif POLL == 1
+#define POLL_NOW(key) POLL_HELPS(key)
+#else
+#define POLL_NOW(key) false
+#endif
+
+/* Death at this step.  The memory of a dead thread stays as it is; what it had in its store buffer arrives. */
+inline die() {
+    crashes++;
+    DRAIN_OWN;
+    dead = dead | (1 << me);
+    stage[me] = OUT;
+    lock = 0;
+    do
+    :: lock < LOCKS ->
+        if :: (W[lock] & OWNER) == me -> owed[lock] = true :: else fi;
+        if :: inside[lock] == me -> inside[lock] = 0 :: else fi;
+        lock++
+    :: else -> break
+    od;
+    lock = 0; nested = 0; told = 0; got = 0; again = 0; in_release = 0; spot = NOBODY; other = 0; chosen = NOBODY; seen = 0; in_flight = 0; round = 0
+}
+#if CRASHES
+#define MAY_DIE :: atomic { crashes < CRASHES -> die(); goto end_of_thread }
+#else
+#define MAY_DIE
+#endif
+
+/* An exception at this step of an acquire: A8.  During A8: A8 once more.  After R2: the rest of the release once more. */
+#if WITHDRAW
+#define MAY_LEAVE       :: atomic { true -> stage[me] = STAGE(WAKE, lock); forget_scan(); goto A8 }
+#define MAY_LEAVE_AGAIN :: atomic { !again && !in_release -> again = 1; forget_scan(); goto A8 }
+#define MAY_REPEAT_R3   :: atomic { !again && in_release -> again = 1; forget_scan(); if :: IS(R3_SKIPPED) -> goto wake_up_passed :: else -> goto unpark_one fi }
+#else
+#define MAY_LEAVE
+#define MAY_LEAVE_AGAIN
+#define MAY_REPEAT_R3
+#endif
+
+inline forget_scan() { other = 0; chosen = NOBODY; seen = 0; in_flight = 0 }
+
+inline post() { tokens[chosen] = (tokens[chosen] < TOKENS -> tokens[chosen] + 1 : TOKENS) }
+
+/* One look of unpark_one at one spot. */
+#define MATCHES(i) (IS(UNPARK_ANY_KEY) || KEY(S[i]) == lock)
+inline look_at(i) {
+    if
+    :: STATE(S[i]) == NOTIFIED && MATCHES(i) -> in_flight = 1
+    :: STATE(S[i]) == WAITING && MATCHES(i) -> chosen = i; seen = S[i]
+    :: STATE(S[i]) == WAITING && MATCHES(i) && chosen != NOBODY -> skip     /* the other one is better */
+    :: STATE(S[i]) == IDLE || !MATCHES(i) -> skip
+    fi
+}
+
+proctype Thread(byte me) {
+    byte lock;              /* the one that is being acquired or released */
+    byte round;
+    bit nested;             /* lock 0 is held while lock 1 is acquired */
+    bit told;               /* a death is to be reported when acquire returns */
+    bit got;                /* this thread's own exchange succeeded */
+    bit again;              /* the one exception during A8 or R3 has been */
+    bit in_release;
+    byte spot = NOBODY;
+    byte other, chosen = NOBODY, seen;      /* unpark_one: spots, and the word seen there */
+    bit in_flight;          /* unpark_one saw a NOTIFIED spot */
+
+#if NEWCOMERS
+    if
+    :: me > THREADS - NEWCOMERS -> end_nobody_died: (dead != 0)
+    :: else
+    fi;
+#else
+    spot = me - 1;
+#endif
+
+next_round:
+    assert(STORE_BUFFER || spot == NOBODY || STATE(S[spot]) == IDLE);       /* I4 */
+    if
+    :: atomic { (ROUNDS == 0 || round == ROUNDS) -> finished++; round = 0; goto end_of_thread }
+    :: atomic {
+        (ROUNDS == 0 || round < ROUNDS) ->
+        if :: ROUNDS -> round++ :: else fi;
+        if
+        :: lock = 0; nested = (LOCKS == 2 && me == 1)
+        :: LOCKS == 2 && me != 1 -> lock = LOCKS - 1
+        fi
+    }
+    fi;
+
+A1: if
+    MAY_DIE
+    :: atomic { W[lock] == 0 -> DRAIN_OWN; W[lock] = me; got = 1; goto to_return }
+    :: atomic { W[lock] != 0 -> DRAIN_OWN }
+    fi;
+
+A2: if
+    MAY_DIE
+    :: atomic {
+        FREE(W[lock]) ->
+        DRAIN_OWN;
+        told = ((W[lock] & DIED) != 0);
+        W[lock] = me | (W[lock] & (PARKED | DIED));
+        got = 1;
+        goto to_return
+    }
+    :: atomic { me > TRIERS && spot != NOBODY -> goto A4 }
+    :: atomic { me > TRIERS && spot == NOBODY -> goto C1 }
+    :: atomic { me <= TRIERS }
+    fi;
+
+A3: if
+    MAY_DIE
+    :: atomic { DEAD_OWNER(W[lock]) -> DRAIN_OWN; W[lock] = me | PARKED | DIED; told = 1; got = 1; goto to_return }
+    :: atomic { !DEAD_OWNER(W[lock]) -> goto gave_up }
+    fi;
+
+#if NEWCOMERS
+#define CLAIMABLE(i, unused) (claim[i] == 0 || IS_DEAD(claim[i]))
+C1: if
+    MAY_DIE
+    :: atomic { !ANY_SPOT(CLAIMABLE, 0) -> goto gave_up }       /* the table is full: an error */
+    :: atomic {
+        ANY_SPOT(CLAIMABLE, 0) ->
+        if
+        :: CLAIMABLE(0, 0) -> spot = 0
+        :: SPOTS > 1 && CLAIMABLE(1 % SPOTS, 0) -> spot = 1
+        :: SPOTS > 2 && CLAIMABLE(2 % SPOTS, 0) -> spot = 2
+        fi;
+        if
+        :: IS(CLAIM_AFTER_IDLE) -> seen = claim[spot]; goto C0
+        :: else -> claim[spot] = me; stage[me] = STAGE(CLAIM, lock)
+        fi
+    }
+    fi;
+C2: if
+    MAY_DIE
+#if MUTATION == CLAIM_LEFT_DIRTY
+    :: atomic { WITHDRAW -> stage[me] = OUT; goto gave_up }
+#else
+    MAY_LEAVE
+#endif
+    :: atomic { ROOM(spot) -> STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)), 0, IDLE)); goto A4 }
+    fi;
+C0: /* CLAIM_AFTER_IDLE only. */
+    atomic { S[spot] = WORD(SEQUENCE(S[spot]), 0, IDLE) };
+    atomic {
+        if
+        :: claim[spot] == seen -> claim[spot] = me; seen = 0; stage[me] = STAGE(CLAIM, lock)
+        :: else -> spot = NOBODY; seen = 0; goto C1
+        fi
+    };
+#else
+C1: skip;
+#endif
+
+A4: if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic {
+        ROOM(spot) && !IS(SLEEP_THEN_PUBLISH) ->
+        STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)) + 1, lock, WAITING));
+        stage[me] = STAGE(LOOK, lock)
+    }
+    :: atomic { IS(SLEEP_THEN_PUBLISH) && !FREE(W[lock]) -> W[lock] = W[lock] | PARKED }
+    :: atomic { IS(SLEEP_THEN_PUBLISH) && FREE(W[lock]) }
+    fi;
+#if MUTATION == SLEEP_THEN_PUBLISH
+    atomic {
+        S[spot] = WORD(SEQUENCE(S[spot]) + 1, lock, WAITING);
+        if
+        :: W[lock] & PARKED -> stage[me] = STAGE(SLEEP, lock); goto A6
+        :: else -> stage[me] = STAGE(LOOK, lock)
+        fi
+    };
+#endif
+
+A5: if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic {
+        FREE(W[lock]) ->
+        DRAIN(spot);
+        told = ((W[lock] & DIED) != 0);
+        if
+        :: IS(TAKE_WITHOUT_PARKED) -> W[lock] = me | (W[lock] & DIED)
+        :: IS(TAKE_WITH_SEEN_PARKED) -> W[lock] = me | (W[lock] & (PARKED | DIED))
+        :: IS(HEIR_DROPS_DIED) -> W[lock] = me | PARKED
+        :: else -> W[lock] = me | PARKED | (W[lock] & DIED)
+        fi;
+        got = 1; stage[me] = STAGE(TAKEN, lock);
+        goto A7
+    }
+    :: atomic {
+        !FREE(W[lock]) ->
+        if
+        :: IS(A5_PLAIN_LOOK) && (W[lock] & PARKED) -> skip
+        :: else -> DRAIN(spot); W[lock] = W[lock] | PARKED
+        fi;
+        stage[me] = STAGE(SLEEP, lock);
+        if
+        :: goto A6
+        :: WITHDRAW -> goto A6T
+        fi
+    }
+    fi;
+
+#define TOKEN    :: atomic { tokens[spot] > 0 -> tokens[spot]--; stage[me] = STAGE(LOOK, lock); goto woken }
+#define POLLED   :: atomic { POLL_NOW(lock) -> stage[me] = STAGE(LOOK, lock); if :: POLL == 2 -> polls++; assert(polls <= POLLS) :: else fi; goto poll }
+A6: if
+    MAY_DIE
+    TOKEN
+    POLLED
+    fi;
+A6T: if
+    MAY_DIE
+    MAY_LEAVE
+    TOKEN
+    POLLED
+    fi;
+
+woken:
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { STATE(OWN_S(spot)) == NOTIFIED && ROOM(spot) && !IS(STAY_NOTIFIED) -> STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)), lock, WAITING)); goto A5 }
+    :: atomic { STATE(OWN_S(spot)) != NOTIFIED || IS(STAY_NOTIFIED) -> goto A5 }
+    fi;
+
+poll: /* Reap first; then look at the owner. */
+#define NOTIFIED_ELSEWHERE(i, key) (i != spot && STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key))
+#define DEAD_CLAIMANT(i, unused) (claim[i] != 0 && IS_DEAD(claim[i]))
+#if MUTATION == REAP_CLAIM_FIRST
+#define TO_REAP DEAD_CLAIMANT
+#elif MUTATION == REAP_LIVING
+#define TO_REAP NOTIFIED_ELSEWHERE
+#elif MUTATION == NO_REAP
+#define TO_REAP(i, key) false
+#else
+#define TO_REAP REAPABLE
+#endif
+#define REAP_AT(i) :: atomic { i < SPOTS && TO_REAP(i % SPOTS, lock) -> other = i; seen = S[i % SPOTS]; goto reap }
+    if
+    MAY_DIE
+    MAY_LEAVE
+    REAP_AT(0)
+    REAP_AT(1)
+    REAP_AT(2)
+    REAP_AT(3)
+    :: atomic { !ANY_SPOT(TO_REAP, lock) || IS(REAP_CLAIM_FIRST) -> goto look }
+    fi;
+reap: /* S was read; the claim is read now, in this order, and then S is exchanged. */
+    if
+    MAY_DIE
+    MAY_LEAVE
+#if MUTATION == REAP_CLAIM_FIRST
+    :: atomic { seen = S[other]; if :: STATE(seen) == NOTIFIED && KEY(seen) == lock :: else -> forget_scan(); goto look fi }
+#else
+    :: atomic { IS_DEAD(claim[other]) || IS(REAP_LIVING) }
+    :: atomic { !IS_DEAD(claim[other]) && !IS(REAP_LIVING) -> forget_scan(); goto poll }
+#endif
+    fi;
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic {
+        DRAIN(spot);
+        if
+        :: S[other] == seen || IS(REAP_STORE) -> S[other] = WORD(SEQUENCE(seen), 0, IDLE)
+        :: else
+        fi;
+        forget_scan();
+        if :: IS(REAP_CLAIM_FIRST) -> goto look :: else -> goto poll fi
+    }
+    fi;
+look:
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic {
+        DEAD_OWNER(W[lock]) ->
+        if
+        :: IS(POLL_TAKES_STALE) -> goto take_stale
+        :: else
+        fi;
+        DRAIN(spot);
+        W[lock] = me | PARKED | (IS(POLL_NOT_TOLD) -> 0 : DIED);
+        told = !IS(POLL_NOT_TOLD); got = 1; stage[me] = STAGE(TAKEN, lock);
+        goto A7
+    }
+    :: atomic { !DEAD_OWNER(W[lock]) -> goto A5 }
+    fi;
+take_stale: /* POLL_TAKES_STALE only. */
+    atomic { W[lock] = me | PARKED | DIED; told = 1; got = 1; stage[me] = STAGE(TAKEN, lock) };
+
+A7: if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { ROOM(spot) -> STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)), 0, IDLE)); stage[me] = OUT }
+    fi;
+
+to_return:
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic {
+        assert(told == owed[lock]);
+        owed[lock] = false; told = 0; got = 0;
+        assert(inside[lock] == 0);
+        inside[lock] = me;
+        if
+        :: nested && lock == 0 -> lock = LOCKS - 1; goto A1
+        :: else
+        fi
+    }
+    fi;
+
+critical:
+    if
+    MAY_DIE
+#if FOREIGN
+    :: atomic { inside[lock] = 0; duty[lock] = me; goto next_round_or_outer }
+#endif
+    :: atomic { inside[lock] = 0; in_release = 1 }
+    fi;
+
+#if MUTATION == R3_BEFORE_R2
+    if :: W[lock] & PARKED -> atomic { stage[me] = STAGE(WAKE, lock); goto unpark_one } :: else fi;
+#endif
+R1: if
+    MAY_DIE
+    :: atomic { W[lock] == me -> DRAIN_OWN; W[lock] = 0; in_release = 0; goto next_round_or_outer }
+    :: atomic { W[lock] != me -> DRAIN_OWN }
+    fi;
+
+R2: if
+    MAY_DIE
+    :: atomic {
+        assert((W[lock] & OWNER) == me);
+        W[lock] = PARKED | (IS(R2_KEEPS_DIED) -> W[lock] & DIED : 0);
+        stage[me] = STAGE(WAKE, lock);
+        if :: IS(R3_BEFORE_R2) -> goto wake_up_passed :: else fi
+    }
+    fi;
+
+unpark_one: /* R3 and A8 */
+    other = 0;
+scan:
+#if SCAN_AT_ONCE
+    if
+    MAY_DIE
+    MAY_LEAVE_AGAIN
+    MAY_REPEAT_R3
+    :: atomic {
+        do
+        :: other < SPOTS -> look_at(other); other++
+        :: other == SPOTS -> other = 0; break
+        od
+    }
+    fi;
+#else
+    if
+    MAY_DIE
+    MAY_LEAVE_AGAIN
+    MAY_REPEAT_R3
+    :: atomic { other < SPOTS -> look_at(other); other++; if :: other < SPOTS -> goto scan :: else -> other = 0 fi }
+    fi;
+#endif
+    if
+    :: atomic { in_flight && (SKIP || IS(NO_REAP)) -> forget_scan(); goto wake_up_passed }
+    :: atomic { chosen != NOBODY && !(in_flight && (SKIP == 2 || IS(NO_REAP))) -> in_flight = 0; goto notify }
+    :: atomic { chosen == NOBODY && !(in_flight && (SKIP == 2 || IS(NO_REAP))) -> forget_scan() }
+    fi;
+
+R3_none:
+    if
+    MAY_DIE
+    MAY_LEAVE_AGAIN
+    MAY_REPEAT_R3
+    :: atomic {
+        if
+        :: in_release && (W[lock] == PARKED || IS(R3_PLAIN_CLEAR)) -> W[lock] = W[lock] & ~PARKED
+        :: else                                 /* A8 leaves PARKED to the next release */
+        fi;
+        goto wake_up_passed
+    }
+    fi;
+
+notify: /* Nobody knows, after an exception, whether the exchange was made: the post is made in any case. */
+    if
+    MAY_DIE
+#if WITHDRAW
+    :: atomic { !again -> post(); again = 1; forget_scan(); if :: in_release -> goto unpark_one :: else -> goto A8 fi }
+#endif
+    :: atomic {
+        S[chosen] == seen || (IS(NOTIFY_BLIND) && STATE(S[chosen]) == WAITING) ->
+        S[chosen] = (S[chosen] & ~3) | NOTIFIED; seen = 0
+    }
+    :: atomic { S[chosen] != seen && !(IS(NOTIFY_BLIND) && STATE(S[chosen]) == WAITING) -> forget_scan(); goto unpark_one }
+    fi;
+
+post_it: /* An exception here must not lose the post: it is made first, then everything is done once more. */
+    if
+    MAY_DIE
+#if MUTATION == R3_POST_LOST
+    MAY_LEAVE_AGAIN
+    MAY_REPEAT_R3
+#endif
+    :: atomic {
+        post();
+        forget_scan()
+    }
+    fi;
+#if WITHDRAW
+    if
+    MAY_LEAVE_AGAIN
+    MAY_REPEAT_R3
+    :: atomic { true }
+    fi;
+#endif
+
+wake_up_passed:
+    atomic {
+        forget_scan();
+        stage[me] = OUT; again = 0;
+        if
+        :: in_release && IS(R3_BEFORE_R2) && (W[lock] & OWNER) == me -> goto R1
+        :: in_release -> in_release = 0; goto next_round_or_outer
+        :: else -> goto gave_up
+        fi
+    };
+
+A8: if
+    MAY_DIE
+    MAY_LEAVE_AGAIN
+    :: atomic {
+        if
+        :: spot != NOBODY ->
+            DRAIN(spot);
+            if
+            :: IS(A8_ONLY_NOTIFIED) && STATE(S[spot]) != NOTIFIED && !got -> S[spot] = WORD(SEQUENCE(S[spot]), 0, IDLE); goto wake_up_passed
+            :: IS(A8_LOOKS_FIRST) -> skip
+            :: else -> S[spot] = WORD(SEQUENCE(S[spot]), 0, IDLE)
+            fi
+        :: else
+        fi
+    }
+    fi;
+A8_word:
+    if
+    MAY_DIE
+    MAY_LEAVE_AGAIN
+    :: atomic {
+        if
+        :: got || (IS(A8_TRUSTS_WORD) && (W[lock] & OWNER) == me) ->
+            W[lock] = PARKED | (W[lock] & DIED);
+            got = 0; told = 0;
+            goto A8_pass
+        :: else
+        fi;
+        if
+        :: FREE(W[lock]) -> goto A8_pass
+        :: else
+        fi;
+        if
+        :: IS(A8_LEAVES_OTHERS_ALONE)
+        :: else -> W[lock] = W[lock] | PARKED
+        fi;
+        goto A8_done
+    }
+    fi;
+A8_pass:
+    if
+    :: IS(A8_KEEPS_WAKEUP) -> goto A8_done
+    :: else -> goto unpark_one
+    fi;
+A8_done:
+    atomic {
+        if :: IS(A8_LOOKS_FIRST) && spot != NOBODY -> S[spot] = WORD(SEQUENCE(S[spot]), 0, IDLE) :: else fi;
+        goto wake_up_passed
+    };
+
+gave_up:
+    atomic { told = 0; got = 0 };
+
+next_round_or_outer:
+    atomic {
+        if
+        :: nested && lock == LOCKS - 1 && inside[0] == me -> lock = 0; nested = 0; goto critical
+        :: else -> lock = 0; nested = 0; goto next_round
+        fi
+    };
+
+end_of_thread:
+    skip
+}
+
+#if FOREIGN
+/* R1 fails because W names another. */
+proctype Releaser(byte me) {
+    byte lock, chosen = NOBODY, other, seen;
+    bit in_flight;
+end_idle:
+    if
+    :: atomic { duty[0] != 0 -> lock = 0 }
+    :: atomic { duty[LOCKS - 1] != 0 -> lock = LOCKS - 1 }
+    fi;
+    atomic {
+        assert((W[lock] & OWNER) == duty[lock]);
+        duty[lock] = 0;
+        W[lock] = PARKED;
+        stage[me] = STAGE(WAKE, lock)
+    };
+scan:
+    atomic {
+        do
+        :: other < SPOTS -> look_at(other); other++
+        :: other == SPOTS -> break
+        od;
+        other = 0;
+        if
+        :: in_flight && SKIP -> goto done
+        :: chosen == NOBODY -> goto clear
+        :: chosen != NOBODY -> in_flight = 0
+        fi
+    };
+    atomic {
+        if
+        :: S[chosen] == seen -> S[chosen] = (S[chosen] & ~3) | NOTIFIED
+        :: else -> forget_scan(); goto scan
+        fi
+    };
+    atomic { post(); goto done };
+clear:
+    atomic { if :: W[lock] == PARKED -> W[lock] = 0 :: else fi; goto done };
+done:
+    atomic { forget_scan(); lock = 0; stage[me] = OUT; goto end_idle }
+}
+#endif
+
+#if STORE_BUFFER
+proctype Memory() {
+end:
+    do
+    :: atomic { buffered[0] != 0 -> DRAIN(0) }
+    :: atomic { SPOTS > 1 && buffered[1 % SPOTS] != 0 -> DRAIN(1 % SPOTS) }
+    :: atomic { SPOTS > 2 && buffered[2 % SPOTS] != 0 -> DRAIN(2 % SPOTS) }
+    :: atomic { SPOTS > 3 && buffered[3 % SPOTS] != 0 -> DRAIN(3 % SPOTS) }
+    od
+}
+#endif
+
+#define ANY_THREAD(P, k) (P(1, k) || P(2, k) || (THREADS > 2 && P(3 % (THREADS + 1), k)) || (THREADS > 3 && P(4 % (THREADS + 1), k)))
+#define SLEEPS(t, k)     (stage[t] == STAGE(SLEEP, k) && STATE(S[((t) + SPOTS - 1) % SPOTS]) == WAITING && tokens[((t) + SPOTS - 1) % SPOTS] == 0)
+#define UNDER_WAY(t, k)  (stage[t] == STAGE(LOOK, k) || stage[t] == STAGE(WAKE, k))
+#define NOTIFIED_FOR(i, k) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (k))
+#define I1_BROKEN(k) ( \
+    !dead && ANY_THREAD(SLEEPS, k) && !ANY_SPOT(NOTIFIED_FOR, k) && !ANY_THREAD(UNDER_WAY, k) \
+    && !(FOREIGN && UNDER_WAY(THREADS + 1, k)) && !(!FREE(W[k]) && (W[k] & PARKED)))
+#define I2_BROKEN(k) (inside[k] != 0 && (W[k] & OWNER) != inside[k])
+#define I3_BROKEN(k) ( \
+    (owed[k] && !DEAD_OWNER(W[k]) && !(W[k] & DIED)) \
+    || (!owed[k] && (DEAD_OWNER(W[k]) || (FREE(W[k]) && (W[k] & DIED)))))
+#define I4_BROKEN(i, unused) (!STORE_BUFFER && STATE(S[i]) != IDLE && !IS_DEAD(claim[i]) && stage[claim[i]] == OUT)
+#define I5_BROKEN(i, unused) ( \
+    !STORE_BUFFER && STATE(S[i]) == IDLE && !IS_DEAD(claim[i]) && (stage[claim[i]] & 7) == SLEEP)
+
+/* Its guards are true only where an invariant is broken, so it adds no states. */
+proctype Invariants() {
+    bool I1 = true, I2 = true, I3 = true, I4 = true, I5 = true;    /* for the report that one does not hold */
+end:
+    if
+    :: atomic { I1_BROKEN(0) || I1_BROKEN(LOCKS - 1) -> assert(!I1) }
+    :: atomic { I2_BROKEN(0) || I2_BROKEN(LOCKS - 1) -> assert(!I2) }
+    :: atomic { I3_BROKEN(0) || I3_BROKEN(LOCKS - 1) -> assert(!I3) }
+    :: atomic { ANY_SPOT(I4_BROKEN, 0) -> assert(!I4) }
+    :: atomic { ANY_SPOT(I5_BROKEN, 0) -> assert(!I5) }
+    fi
+}
+
+#if FOREIGN
+#define ALL_DONE (finished == THREADS && duty[0] == 0 && duty[LOCKS - 1] == 0 && stage[THREADS + 1] == OUT)
+#else
+#define ALL_DONE (finished == THREADS)
+#endif
+
+init {
+    byte i;
+    atomic {
+#if !NEWCOMERS
+        do
+        :: i < SPOTS -> claim[i] = i + 1; i++
+        :: else -> break
+        od;
+#endif
+        i = 1;
+        do
+        :: i <= THREADS -> run Thread(i); i++
+        :: else -> break
+        od;
+        i = 0;
+#if FOREIGN
+        run Releaser(THREADS + 1);
+#endif
+#if STORE_BUFFER
+        run Memory();
+#endif
+        run Invariants()
+    };
+end_somebody_never_started:
+    atomic {
+        ALL_DONE ->
+        /* I6 */
+        assert(FREE(W[0]) && FREE(W[LOCKS - 1]));
+#if !STORE_BUFFER
+        do
+        :: i < SPOTS -> assert(STATE(S[i]) == IDLE); i++
+        :: else -> break
+        od
+#endif
+    }
+}
