@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import signal
 import sys
 import time
@@ -35,24 +36,31 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminated)  # So that the with blocks clean up.
 
+    try:
+        _run(options.quick, options.only or list(GROUPS), options.json)
+    finally:
+        # A signal may have come between a fork and the with block that was to look after the child.
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+    return 0
+
+
+def _run(quick: bool, only: list[str], document: Path | None) -> None:
     facts = machine_facts()
     print(facts_line(facts), end="\n\n", flush=True)
     groups: dict[str, dict[str, object]] = {}
     with Scratch() as scratch:
-        for name, run in GROUPS.items():
-            if options.only and name not in options.only:
-                continue
+        for name in only:
             start = time.monotonic()
-            findings = run(options.quick, scratch)
+            findings = GROUPS[name](quick, scratch)
             groups[name] = findings.data
             for table in findings.tables:
                 print(table.render(), flush=True)
             print(f"({name}: {time.monotonic() - start:.0f} s)", end="\n\n", file=sys.stderr, flush=True)
     print(targets.table(groups).render())
-    if options.json:
-        document = {"facts": facts, "quick": options.quick, "groups": groups}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    if document:
+        document.write_text(json.dumps({"facts": facts, "quick": quick, "groups": groups}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

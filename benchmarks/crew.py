@@ -32,6 +32,9 @@ class CellFailed(Exception):
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends, however that happens."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:  # It ended before we had asked.
+        os._exit(1)
 
 
 def describe(error: BaseException) -> str:

@@ -77,8 +77,8 @@ def _posix_ipc_anonymous(_: Scratch, __: Crew) -> Maker:
     return Maker(make, lambda semaphore: semaphore.close())
 
 
-def _manager(_: Scratch, __: Crew) -> Maker:
-    manager = start_manager()
+def _manager(scratch: Scratch, _: Crew) -> Maker:
+    manager = start_manager(scratch)
     return Maker(manager.Lock, close=manager.shutdown)
 
 

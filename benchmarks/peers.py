@@ -148,15 +148,15 @@ def _by_path(module: str, attribute: str) -> Callable[[Scratch], Shared]:
     return open_
 
 
-def start_manager() -> SyncManager:
-    """A running ``multiprocessing.Manager()`` that dies with this process."""
-    manager = SyncManager(ctx=FORK)
+def start_manager(scratch: Scratch) -> SyncManager:
+    """A running ``multiprocessing.Manager()`` that dies with this process, its socket in our own folder."""
+    manager = SyncManager(str(scratch.path()), ctx=FORK)
     manager.start(initializer=die_with_parent)
     return manager
 
 
-def _manager(_: Scratch) -> Shared:
-    manager = start_manager()
+def _manager(scratch: Scratch) -> Shared:
+    manager = start_manager(scratch)
     lock = manager.Lock()
     return Shared(attach=lambda: lock, close=manager.shutdown, helper=manager._process.pid)  # type: ignore[attr-defined]
 

@@ -48,6 +48,7 @@ from __future__ import annotations
 import ctypes
 import time
 import warnings
+import weakref
 from _thread import get_ident
 from collections.abc import Callable
 from typing import Final
@@ -90,12 +91,17 @@ class OwnedWords:
         self.next_look = 0.0
         self.looks = MOST_LOOKS // 4
         self.skips = [0]
+        _all_words.add(self)
 
     # -- who ----------------------------------------------------------------------------------------------------------
 
     def is_mine(self) -> bool:
         """Whether the calling thread holds it (a single word only)."""
         return self.thread == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
+
+    def is_of_ancestor(self) -> bool:
+        """Whether a process holds it from which this one was forked."""
+        return self.view[self.places[0][0]] & at.OWNER in _process.ancestors
 
     def owners(self) -> list[int]:
         return [owner for place, _ in self.places if (owner := self.view[place] & at.OWNER)]
@@ -142,7 +148,6 @@ class OwnedWords:
                 _waiters.append(waiter)
                 return False
             self.thread = get_ident()
-            self.depth = 1
             start = self.block.start
             if crash_points:
                 crash_points[0]("C6 taken")
@@ -228,7 +233,9 @@ class OwnedWords:
                 owner = w & at.OWNER
                 if not owner:
                     return RELEASED_TOO_OFTEN
-                if leaving and owner != _process.current.word:
+                if owner == _process.current.word:
+                    self.thread, self.depth = 0, 1
+                elif leaving:
                     if owner in _process.ancestors:
                         return None
                     return f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now"
@@ -396,6 +403,7 @@ _zeros: list[tuple[Pointer, memoryview]]
 _mine: list[tuple[Pointer, memoryview]]
 _waiters: list[OwnerWaiter] = []
 _operands: list[Operand] = []
+_all_words: weakref.WeakSet[OwnedWords] = weakref.WeakSet()
 
 
 def _cell(value: int) -> tuple[Pointer, memoryview]:
@@ -433,6 +441,8 @@ def _take_operand() -> Operand:
 def _in_child() -> None:
     global _generation
     _generation = object()
+    for words in list(_all_words):
+        words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
     for pool in (_mine, _waiters, _operands):
         pool.clear()
     _mine.extend(_cell(_process.current.word) for _ in range(4))
@@ -441,8 +451,8 @@ def _in_child() -> None:
 _process.refresh_in_child.append(_in_child)
 
 
-def make_fast_path(words: OwnedWords) -> tuple[Callable[..., bool], Callable[[], None], Callable[[], None]]:
-    """acquire, release and the release at the end of a ``with``, for a single word.
+def make_fast_path(words: OwnedWords, *, recursive: bool) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
+    """acquire, release and ``__exit__`` for a single word.
 
     Uncontended they are one compare-exchange each.  In between, the interpreter may look at signals, switch threads or fork
     only where a call returns; that is why what has been done is noted without a call, directly before or after.
@@ -453,71 +463,80 @@ def make_fast_path(words: OwnedWords) -> tuple[Callable[..., bool], Callable[[],
     take_mine, give_mine = _mine.pop, _mine.append
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
+        if recursive and words.thread == get_ident():
+            words.depth += 1
+            return True
         generation = _generation
         called = taken = False
         try:
-            if timeout is None and _zeros:
-                operand = take_zero()
-                expected, cell = operand
+            if timeout is None:
+                expected, cell = operand = take_zero()
                 called = True
                 if compare_exchange(word, expected, me):  # A1
                     taken = True
                     give_zero(operand)
                     words.thread = get_ident()
-                    words.depth = 1
                     if generation is _generation:
                         return True
                     taken = False  # forked meanwhile: it is the parent's
-                else:
-                    called = False
-                    cell[0] = 0
-                    give_zero(operand)
-            elif not _zeros:
-                give_zero(_cell(0))
+                called = False
+                cell[0] = 0
+                give_zero(operand)
         except BaseException as error:
             if (taken or (called and cell[0] == 0)) and generation is _generation:
                 words.release()
-            if not isinstance(error, IndexError) or called or taken:
+            if not _is_empty_pool(error, called):
                 raise
-            # Another thread took the last operand.
+            give_zero(_cell(0))
         return words.acquire(block, timeout)
 
-    def make_release(leaving: bool) -> Callable[[], None]:
-        def release() -> None:
+    def make_release(leaving: bool) -> Callable[..., None]:
+        def release(*exception: object) -> None:
+            if recursive:
+                if words.thread != get_ident():
+                    if leaving and words.is_of_ancestor():
+                        return
+                    raise AssertionError("attempt to release recursive lock not owned by thread")
+                if words.depth > 1:
+                    words.depth -= 1
+                    return
             generation = _generation
             called = done = False
             try:
-                if _mine:
-                    operand = take_mine()
-                    expected, cell = operand
-                    mine = cell[0]
-                    if generation is not _generation:
-                        return  # a forked child, in the middle of its parent's release
-                    called = True
-                    if compare_exchange(word, expected, zero):  # R1
-                        done = True
-                        if generation is _generation:
-                            give_mine(operand)
-                        return
-                    called = False
-                    cell[0] = mine
-                    if generation is not _generation:
-                        return
-                    give_mine(operand)
-                else:
-                    give_mine(_cell(_process.current.word))
-            except BaseException as error:
-                if generation is _generation and not (done or (called and cell[0] == mine)):
-                    words.release(leaving=leaving)
+                words.thread = 0
+                expected, cell = operand = take_mine()
+                if generation is not _generation:
+                    return  # a forked child, in the middle of its parent's release
+                called = True
+                if compare_exchange(word, expected, zero):  # R1
                     done = True
-                if not isinstance(error, IndexError):
+                    if generation is _generation:
+                        give_mine(operand)
+                    return
+                if generation is not _generation:
+                    return
+                called = False
+                cell[0] = _process.current.word
+                give_mine(operand)
+            except BaseException as error:
+                if generation is not _generation:
                     raise
-            if generation is _generation and not done:
+                if not (done or (called and cell[0] == _process.current.word)) and not _is_empty_pool(error, called):
+                    words.release(leaving=leaving)
+                if not _is_empty_pool(error, called):
+                    raise
+                give_mine(_cell(_process.current.word))
+            if generation is _generation:
                 words.release(leaving=leaving)
 
         return release
 
     return acquire, make_release(False), make_release(True)
+
+
+def _is_empty_pool(error: BaseException, called: bool) -> bool:
+    """Whether there was no operand left to take: one is added, and the slow path goes on."""
+    return isinstance(error, IndexError) and not called
 
 
 _cores = (0.0, 1)

@@ -244,6 +244,9 @@ class Lock(_Owned):
     far as a lock that is not recursive can be, and across fork: a child is never the owner of what its parent holds.
     """
 
+    __slots__ = ("__enter__", "__exit__")
+    __enter__: Callable[[], bool]
+    __exit__: Callable[..., None]
     _kind = at.LOCK
 
     def __init__(
@@ -259,9 +262,11 @@ class Lock(_Owned):
     def _bind(self, block: Block) -> None:
         super()._bind(block)
         self._words = self._owned_words(block, [block.word])
-        acquire, release, self._leave = make_fast_path(self._words)
-        # As in multiprocessing: the object's own functions, without the detour over the class.
+        # As in multiprocessing: the object's own functions, without the detour over the class; "with" finds them in slots.
+        acquire, release, leave = make_fast_path(self._words, recursive=self._kind == at.RLOCK)
         self.__dict__["acquire"], self.__dict__["release"] = acquire, release
+        self.__enter__ = acquire
+        self.__exit__ = leave
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take the lock; whether it was taken.
@@ -279,12 +284,6 @@ class Lock(_Owned):
     def locked(self) -> bool:
         """Whether somebody holds it."""
         return bool(self._words.owners())
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self._leave()
 
     @property
     def _semlock(self) -> SemLockView:
@@ -316,32 +315,6 @@ class RLock(Lock):
     """
 
     _kind = at.RLOCK
-
-    def _bind(self, block: Block) -> None:
-        super()._bind(block)
-        words = self._words
-        take, give = self.__dict__["acquire"], self.__dict__["release"]
-        get_ident, is_mine = threading.get_ident, words.is_mine
-
-        def acquire(block: bool = True, timeout: float | None = None) -> bool:
-            if words.thread == get_ident() and is_mine():
-                words.depth += 1
-                return True
-            return bool(take(block, timeout))
-
-        def release() -> None:
-            assert is_mine(), "attempt to release recursive lock not owned by thread"
-            if words.depth > 1:
-                words.depth -= 1
-                return
-            give()
-
-        def leave_once() -> None:
-            if not is_mine() and words.owners()[:1] and words.owners()[0] in _process.ancestors:
-                return  # a forked child leaves its parent's with: it holds nothing
-            release()
-
-        self.__dict__["acquire"], self.__dict__["release"], self._leave = acquire, release, leave_once
 
     def _release_save(self) -> int:
         depth = self._words.depth

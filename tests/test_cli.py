@@ -34,10 +34,11 @@ def domain(request: pytest.FixtureRequest) -> Iterator[str]:
     assert [d for d in snapshot.domains() if d.domain == name] == []
 
 
-def hold(domain: str, name: str, holding: Event) -> None:
+def hold(domain: str, name: str, holding: Event | None = None) -> None:
     lock = shlock.Lock(name, domain=domain)
     lock.acquire()
-    holding.set()
+    if holding is not None:
+        holding.set()
     signal.pause()
 
 
@@ -59,12 +60,18 @@ def start() -> Iterator[Callable[..., SpawnProcess]]:
         process.close()
 
 
-def held_with_a_waiter(start: Callable[..., SpawnProcess], domain: str) -> tuple[SpawnProcess, SpawnProcess]:
-    """A process that holds ``user:42`` and another that waits for it."""
+def held(start: Callable[..., SpawnProcess], domain: str) -> SpawnProcess:
+    """A process that holds ``user:42``."""
     holding = SPAWN.Event()
     holder = start(domain, "user:42", holding, name="the-holder")
     assert holding.wait(WATCHDOG)
-    waiter = start(domain, "user:42", SPAWN.Event(), name="the-waiter")
+    return holder
+
+
+def held_with_a_waiter(start: Callable[..., SpawnProcess], domain: str) -> tuple[SpawnProcess, SpawnProcess]:
+    """A process that holds ``user:42`` and another that waits for it."""
+    holder = held(start, domain)
+    waiter = start(domain, "user:42", name="the-waiter")
     give_up = time.monotonic() + WATCHDOG
     while not any(p.waiters for d in snapshot.domains() if d.domain == domain for p in d.primitives):
         assert time.monotonic() < give_up, "nobody waits"
@@ -109,20 +116,18 @@ def test_ps_json_has_the_whole_snapshot(
     assert primitive["waiters"][0]["waiting_for"] >= 0
 
 
-def test_ps_without_a_domain_shows_this_one_too(domain: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lock = shlock.Lock("here", domain=domain)
-    with lock:
-        assert cli.main(["ps"]) == 0
-    assert f"{domain}  here" in capsys.readouterr().out
-    del lock
+def test_ps_without_a_domain_shows_this_one_too(
+    domain: str, start: Callable[..., SpawnProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    held(start, domain)
+    assert cli.main(["ps"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.split()[:2] == [domain, "user:42"]]
 
 
 def test_ps_shows_a_dead_owner_whom_nobody_has_missed_yet(
     domain: str, start: Callable[..., SpawnProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holding = SPAWN.Event()
-    holder = start(domain, "user:42", holding, name="the-holder")
-    assert holding.wait(WATCHDOG)
+    holder = held(start, domain)
     holder.kill()
     holder.join()
     assert cli.main(["ps", "--domain", domain]) == 0
@@ -319,11 +324,10 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 
 @pytest.mark.parametrize("example", ["kill_the_owner.py", "pool_one_line.py", "named_lock.py"])
 def test_the_example_runs_as_it_stands(example: str) -> None:
-    path = Path(__file__).parent.parent / "examples" / example
-    more = ["--both"] if example == "named_lock.py" else []
-    done = subprocess.run(
-        [sys.executable, str(path), *more], capture_output=True, text=True, timeout=WATCHDOG, check=False
-    )
+    root = Path(__file__).parent.parent
+    command = [sys.executable, str(root / "examples" / example), *(["--both"] if example == "named_lock.py" else [])]
+    environment = {**os.environ, "PYTHONPATH": str(root)}  # it need not be installed
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=WATCHDOG, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     expected = {
         "kill_the_owner.py": "parent: I hold it, and I was told: owner pid",

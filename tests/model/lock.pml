@@ -59,7 +59,7 @@
 #define WITHDRAW 0          /* 1: exceptions and deadlines at any instant of an acquire, and once more during A8; and once during R3 */
 #endif
 #ifndef POLL
-#define POLL 0              /* 1: sleepers poll at any time; 2: only when nothing else can move, at most POLLS times */
+#define POLL 0              /* 1: sleepers poll at any time; 2: only where a wake-up is lost, and that at most POLLS times */
 #endif
 #ifndef POLLS
 #define POLLS 0
@@ -90,6 +90,9 @@
 #endif
 #ifndef SCAN_AT_ONCE
 #define SCAN_AT_ONCE 0      /* 1: unpark_one looks at all spots in one step (fewer states) */
+#endif
+#ifndef CHECK_I1
+#define CHECK_I1 1          /* 0: leave a lost wake-up to be found as the deadlock that it leads to */
 #endif
 
 /* Mutations: each must be refuted in some configuration. */
@@ -193,8 +196,19 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #endif
 #define POLL_HELPS(key) (FREE(W[key]) || DEAD_OWNER(W[key]) || !(W[key] & PARKED) || ANY_SPOT(REAPABLE, key))
 
+#define ANY_THREAD(P, k) (P(1, k) || P(2, k) || (THREADS > 2 && P(3 % (THREADS + 1), k)) || (THREADS > 3 && P(4 % (THREADS + 1), k)))
+#define SLEEPS(t, k) ( \
+    stage[t] == STAGE(SLEEP, k) && STATE(S[((t) + SPOTS - 1) % SPOTS]) == WAITING && tokens[((t) + SPOTS - 1) % SPOTS] == 0)
+#define UNDER_WAY(t, k)    (stage[t] == STAGE(LOOK, k) || stage[t] == STAGE(WAKE, k))
+#define NOTIFIED_FOR(i, k) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (k) && !IS_DEAD(claim[i]))
+
+/* Somebody sleeps on this lock, and no living thread is going to wake it. */
+#define LOST(k) ( \
+    ANY_THREAD(SLEEPS, k) && !ANY_SPOT(NOTIFIED_FOR, k) && !ANY_THREAD(UNDER_WAY, k) && !(FOREIGN && UNDER_WAY(THREADS + 1, k)) \
+    && !(!FREE(W[k]) && !DEAD_OWNER(W[k]) && (W[k] & PARKED)))
+
 #if POLL == 2
-#define POLL_NOW(key) (timeout && POLL_HELPS(key))
+#define POLL_NOW(key) LOST(key)
 #elif POLL == 1
 #define POLL_NOW(key) POLL_HELPS(key)
 #else
@@ -575,7 +589,7 @@ R3_none:
     MAY_REPEAT_R3
     :: atomic {
         if
-        :: in_release && (W[lock] == PARKED || IS(R3_PLAIN_CLEAR)) -> W[lock] = W[lock] & ~PARKED
+        :: in_release && (W[lock] == PARKED || IS(R3_PLAIN_CLEAR)) -> W[lock] = 0
         :: else                                 /* A8 leaves PARKED to the next release */
         fi;
         goto wake_up_passed
@@ -621,8 +635,8 @@ wake_up_passed:
         stage[me] = OUT; again = 0;
         if
         :: in_release && IS(R3_BEFORE_R2) && (W[lock] & OWNER) == me -> goto R1
-        :: in_release -> in_release = 0; goto next_round_or_outer
-        :: else -> goto gave_up
+        :: in_release && !(IS(R3_BEFORE_R2) && (W[lock] & OWNER) == me) -> in_release = 0; goto next_round_or_outer
+        :: !in_release -> goto gave_up
         fi
     };
 
@@ -746,13 +760,7 @@ end:
 }
 #endif
 
-#define ANY_THREAD(P, k) (P(1, k) || P(2, k) || (THREADS > 2 && P(3 % (THREADS + 1), k)) || (THREADS > 3 && P(4 % (THREADS + 1), k)))
-#define SLEEPS(t, k)     (stage[t] == STAGE(SLEEP, k) && STATE(S[((t) + SPOTS - 1) % SPOTS]) == WAITING && tokens[((t) + SPOTS - 1) % SPOTS] == 0)
-#define UNDER_WAY(t, k)  (stage[t] == STAGE(LOOK, k) || stage[t] == STAGE(WAKE, k))
-#define NOTIFIED_FOR(i, k) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (k))
-#define I1_BROKEN(k) ( \
-    !dead && ANY_THREAD(SLEEPS, k) && !ANY_SPOT(NOTIFIED_FOR, k) && !ANY_THREAD(UNDER_WAY, k) \
-    && !(FOREIGN && UNDER_WAY(THREADS + 1, k)) && !(!FREE(W[k]) && (W[k] & PARKED)))
+#define I1_BROKEN(k) (!dead && LOST(k))
 #define I2_BROKEN(k) (inside[k] != 0 && (W[k] & OWNER) != inside[k])
 #define I3_BROKEN(k) ( \
     (owed[k] && !DEAD_OWNER(W[k]) && !(W[k] & DIED)) \
@@ -766,7 +774,9 @@ proctype Invariants() {
     bool I1 = true, I2 = true, I3 = true, I4 = true, I5 = true;    /* for the report that one does not hold */
 end:
     if
+#if CHECK_I1
     :: atomic { I1_BROKEN(0) || I1_BROKEN(LOCKS - 1) -> assert(!I1) }
+#endif
     :: atomic { I2_BROKEN(0) || I2_BROKEN(LOCKS - 1) -> assert(!I2) }
     :: atomic { I3_BROKEN(0) || I3_BROKEN(LOCKS - 1) -> assert(!I3) }
     :: atomic { ANY_SPOT(I4_BROKEN, 0) -> assert(!I4) }
