@@ -13,8 +13,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 from .crew import Board, CellFailed, Crew, describe
-from .peers import BASELINE, LOCKS, Peer, Scratch, Shared, present
-from .report import Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
+from .peers import BASELINE, LOCKS, LockLike, Peer, Scratch, Shared, present
+from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
 from .rounds import Series, turns
 
 PROCESSES, PROCESSES_QUICK = (1, 2, 4, 8), (1, 2, 8)
@@ -22,6 +22,7 @@ SECTIONS_US, SECTIONS_US_QUICK = (0, 2, 10, 100), (0, 2, 100)
 ROUNDS, ROUNDS_QUICK, ROUNDS_SLOW = 7, 3, 3
 WINDOW_S, WINDOW_S_QUICK = 0.25, 0.1
 SLOW_CELLS_QUICK = ((2, 2), (8, 100))  # the slow peers' only cells (processes, us) with --quick
+WARM_UP_NS = 20_000_000  # contended already, not counted: what a lock makes when it first has to wait
 WATCHDOG_S = 8.0
 
 _READY, _PASSAGES, _IN_WINDOW, _LONGEST_NS, _CPU_NS = range(5)  # words of a worker's row on the board
@@ -53,18 +54,27 @@ class Outcome:
 
 def _hammer(shared: Shared, board: Board, worker: int, section_ns: int, window_ns: int) -> None:
     lock = shared.attach()
-    words, row, now = board.words, board.row(worker), time.perf_counter_ns
-    counter, start = Board.COUNTER, Board.START
-    with lock:  # Connections, files and first mappings are made here, outside the window.
+    words, row = board.words, board.row(worker)
+    with lock:  # Connections, files and first mappings are made here.
         pass
     gc.disable()
     words[row + _READY] = 1
-    while not words[start]:
+    while not words[Board.START]:
         time.sleep(0.0005)
-    end = words[start] + window_ns
-    time.sleep(max(0, words[start] - now()) / 1e9)
-    passages = in_window = longest = 0
+    start = words[Board.START]
+    warm_up, *_ = _pass_until(start, lock, words, section_ns)
     cpu = time.process_time_ns()
+    passages, in_window, longest = _pass_until(start + window_ns, lock, words, section_ns)
+    words[row + _CPU_NS] = time.process_time_ns() - cpu
+    words[row + _PASSAGES] = warm_up + passages
+    words[row + _IN_WINDOW] = in_window
+    words[row + _LONGEST_NS] = longest
+
+
+def _pass_until(end: int, lock: LockLike, words: memoryview, section_ns: int) -> tuple[int, int, int]:
+    """Take and release until the clock says `end`: passages, those that began in time, the longest wait in ns."""
+    now, counter = time.perf_counter_ns, Board.COUNTER
+    passages = in_time = longest = 0
     before = now()
     while before < end:
         with lock:
@@ -76,14 +86,11 @@ def _hammer(shared: Shared, board: Board, worker: int, section_ns: int, window_n
                     pass
         passages += 1
         if inside < end:
-            in_window += 1
+            in_time += 1
         if inside - before > longest:
             longest = inside - before
         before = now()
-    words[row + _CPU_NS] = time.process_time_ns() - cpu
-    words[row + _PASSAGES] = passages
-    words[row + _IN_WINDOW] = in_window
-    words[row + _LONGEST_NS] = longest
+    return passages, in_time, longest
 
 
 def _cpu_of(pid: int | None) -> int:
@@ -105,7 +112,7 @@ def measure(peer: Peer, scratch: Scratch, processes: int, section_us: float, win
                 crew.start(_hammer, shared, board, worker, int(section_us * 1000), int(window_s * 1e9))
             board.await_all([row + _READY for row in rows], WATCHDOG_S, crew)
             helper_cpu = _cpu_of(shared.helper)
-            board.words[Board.START] = time.perf_counter_ns() + 3_000_000
+            board.words[Board.START] = time.perf_counter_ns() + WARM_UP_NS
             crew.wait(crew.members, window_s + WATCHDOG_S)
             helper_cpu = _cpu_of(shared.helper) - helper_cpu
         passages = sum(board.words[row + _PASSAGES] for row in rows)
@@ -206,7 +213,7 @@ def _findings(peers: list[Peer], cells: dict[tuple[int, int], dict[str, Cell]], 
 
 def _ratio_cell(by_name: dict[str, Cell], name: str) -> str:
     if name not in by_name:
-        return "\\-"
+        return NO_FIGURE
     return "failed" if by_name[name].rate.failure else ratio(by_name[name].rate.ratio_to(by_name[BASELINE].rate))
 
 
@@ -214,7 +221,7 @@ def _detail(section_us: int, name: str, by_name: dict[str, Cell]) -> list[str]:
     cell = by_name[name]
     summary = cell.rate.spread()
     if summary is None:
-        return [name, str(section_us), "failed", *["\\-"] * 6]
+        return [name, str(section_us), "failed", *[NO_FIGURE] * 6]
     return [
         name,
         str(section_us),

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from . import contended
 from .crew import CellFailed
 from .peers import BASELINE, LOCKS, OURS, Scratch, present
-from .report import Findings, Table, failure_notes, missing_notes, number
+from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number
 
 PROCESSES = 8
 SECTION_US = 0
@@ -25,7 +25,7 @@ def run(quick: bool, scratch: Scratch) -> Findings:
         try:
             outcome = contended.measure(peer, scratch, PROCESSES, SECTION_US, seconds)
         except CellFailed as failure:
-            rows.append([peer.name, "failed", *["\\-"] * (PROCESSES + 1)])
+            rows.append([peer.name, "failed", *[NO_FIGURE] * (PROCESSES + 1)])
             failures[peer.name] = str(failure)
             data[peer.name] = {"failure": str(failure)}
             continue

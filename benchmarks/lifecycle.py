@@ -19,7 +19,7 @@ from typing import Any
 from .crew import FORK, Board, CellFailed, Crew, Host, describe
 from .peers import BASELINE, Scratch, make_shmlock, start_manager, unlink_segment
 from .peers import missing as why_missing
-from .report import Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
+from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
 from .robust import RobustMutex
 from .rounds import Series, turns
 from .uncontended import fastest
@@ -114,11 +114,8 @@ def _shlock_named(scratch: Scratch, crew: Crew) -> Maker:
     board = Board(1)
     crew.start(_keep_name, make, board)
     board.await_all([board.row(0)], TIMEOUT_S, crew)
-    return Maker(make, prepare=lambda: make("another"), close=lambda: _remove_domain(domain))
-
-
-def _remove_domain(domain: str) -> None:
-    raise NotImplementedError
+    clean = importlib.import_module("shlock.snapshot").clean
+    return Maker(make, prepare=lambda: make("another"), close=lambda: clean(domain))
 
 
 def _posix_ipc_named(scratch: Scratch, _: Crew) -> Maker:
@@ -237,7 +234,7 @@ def _findings(series: dict[str, dict[str, Series]], missing: dict[str, str]) -> 
             one = series[measure][name]
             summary = one.spread()
             if summary is None:
-                cells += ["failed", "\\-", "\\-"]
+                cells += ["failed", NO_FIGURE, NO_FIGURE]
             else:
                 found = one.ratio_to(series[measure][BASELINE])
                 cells += [number(summary.median / 1e3), quartiles(summary, 1e3), ratio(found)]

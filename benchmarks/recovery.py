@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from .crew import Board, CellFailed, Crew, describe
 from .peers import LOCKS, Peer, Scratch, Shared, present
-from .report import Findings, Table, failure_notes, missing_notes, number
+from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number
 from .rounds import percentile, turns
 
 WAITERS = (1, 3)
@@ -184,8 +184,8 @@ def _never(outcome: Outcome) -> bool:
 def _row(name: str, waiters: int, outcome: Outcome) -> list[str]:
     if not outcome.first_ns:
         text = "never" if _never(outcome) else "failed"
-        return [name, str(waiters), text, *["\\-"] * 6]
+        return [name, str(waiters), text, *[NO_FIGURE] * 6]
     times = [number(percentile(outcome.first_ns, percent) / 1e6) for percent in (50, 90, 100)]
-    through = number(percentile(outcome.last_ns, 50) / 1e6) if outcome.last_ns else "\\-"
-    told = f"{outcome.told}" if waiters else "\\-"
-    return [name, str(waiters or "\\-"), *times, through, str(len(outcome.first_ns)), told, str(outcome.hung)]
+    through = number(percentile(outcome.last_ns, 50) / 1e6) if outcome.last_ns else NO_FIGURE
+    told = f"{outcome.told}" if waiters else NO_FIGURE
+    return [name, str(waiters or NO_FIGURE), *times, through, str(len(outcome.first_ns)), told, str(outcome.hung)]

@@ -12,6 +12,8 @@ from pathlib import Path
 from .peers import FAMILY, LOCKS, version_of
 from .rounds import Spread
 
+NO_FIGURE = "n/a"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -74,7 +76,7 @@ def quartiles(value: Spread, scale: float = 1.0) -> str:
 
 
 def ratio(value: Spread | None) -> str:
-    return number(value.median) if value else "\\-"
+    return number(value.median) if value else NO_FIGURE
 
 
 def machine_facts() -> dict[str, object]:

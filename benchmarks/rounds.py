@@ -14,8 +14,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .crew import CellFailed
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -75,6 +73,3 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
         first = index % len(names) if names else 0
         for name in (*names[first:], *names[:first]):
             yield index, name
-
-
-__all__ = ["CellFailed", "Series", "Spread", "percentile", "spread", "turns"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from .peers import BASELINE, OURS
 from .recovery import WAITERS
-from .report import Table, number
+from .report import NO_FIGURE, Table, number
 
 UNCONTENDED_RATIO = 3.5
 CONTENDED_RATIO = 1.0
@@ -66,7 +66,7 @@ def table(groups: dict[str, dict[str, object]]) -> Table:
         try:
             text, measured, kept = _CHECKS[group](data)
         except (KeyError, TypeError, ValueError):
-            rows.append([f"{group}: no figure for {OURS}", "\\-", "no"])
+            rows.append([f"{group}: no figure for {OURS}", NO_FIGURE, "no"])
         else:
             rows.append([text, number(measured), "yes" if kept else "no"])
     return Table("Targets", ["target", "measured", "kept"], rows)

@@ -15,7 +15,7 @@ from itertools import repeat
 
 from .crew import CellFailed, Host, describe
 from .peers import BASELINE, FAMILY, LOCKS, LockLike, Peer, Scratch, Shared, present
-from .report import Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
+from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
 from .rounds import Series, turns
 
 ROUNDS, ROUNDS_QUICK = 21, 7
@@ -106,7 +106,7 @@ def _findings(peers: list[Peer], series: dict[str, dict[str, Series]], missing: 
             one = series[usage][peer.name]
             summary = one.spread()
             if summary is None:
-                row += ["failed", "\\-", "\\-"]
+                row += ["failed", NO_FIGURE, NO_FIGURE]
                 failures += failure_notes({f"{peer.name}, {usage}": one.failure})
             else:
                 row += [number(summary.median), quartiles(summary), ratio(one.ratio_to(series[usage][BASELINE]))]

@@ -1,7 +1,6 @@
 """Take the lock in a child, kill the child, go on in the parent, and be told."""
 
 import multiprocessing
-import os
 import signal
 import warnings
 
@@ -20,7 +19,7 @@ if __name__ == "__main__":
     child = multiprocessing.Process(target=hold_for_ever, args=(lock, there))
     child.start()
     print("child:", here.recv())
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()  # SIGKILL
 
     warnings.simplefilter("ignore", shlock.AbandonedWarning)  # we look for ourselves
     with lock:

@@ -1,7 +1,8 @@
 """Two programs that have nothing in common but the name of a lock.
 
 Start it in two terminals, and kill -9 the one that holds the lock: the other goes on at once and says so. See who holds
-and who waits with ``shlock ps``. Started with ``--both`` it does all that by itself.
+and who waits with ``shlock ps``. Started with ``--both`` it does all that by itself. The name stays until
+``shlock clean --domain named-lock-example``.
 """
 
 import signal

@@ -1,31 +1,13 @@
-"""The tables of one segment: control blocks and names; who may take and return them.
+"""The tables of one segment: control blocks, their cells, and the names of processes.
 
-There are two sorts of arena, with one layout.
-
-*Without a name.*  Made by a process for its own anonymous primitives; only that process ever takes a block of it, so
-taking and returning is a matter of one process and a crash leaves nothing to repair.  Children inherit the mapping by
-fork, or get the descriptor while they are spawned.  The kernel frees the segment when its last process is gone.  A block
-is used again only if no other process can know it: it was neither pickled, nor did a fork happen since it was made.
-
-*A domain.*  A chain of named segments that every process of one user attaches on first use.  A name is looked up without a
-lock and created under a lock of the kernel's, which the kernel drops when its holder dies.
-
-    N1  a name is visible only when its control block, its text and its place are complete: the hash is written last
-    N2  a name never moves and is never removed while its segment has a name
-
-    killed after                    the table says        outcome
-    C1 text room taken              nothing               some bytes of text stay unused
-    C2 block and text written       nothing               the next creator uses the same block
-    C3 extensions taken             blocks without name   they stay unused
-    C4 hash written                 the name              the name is there, its primitive in its first state
-    C5 segment made, not published  nothing               the kernel frees it: it has no name yet
+A segment is one arena.  Arenas without a name are for the anonymous primitives of the process that made them
+(``_anonymous``); a chain of named ones is a domain (``_names``).  Everything about a segment that could be wrong is checked
+when it is attached, and nothing that another process wrote is believed without a bound.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import itertools
 import os
 import secrets
@@ -33,29 +15,24 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import context as mp_context
 from multiprocessing import process as mp_process
-from multiprocessing import reduction, util
+from multiprocessing import util
 from typing import Any, Final
-from urllib.parse import quote, unquote
 
 from . import _layout as at
 from . import _process
 from ._atomic import Words
-from ._segment import BYTE_CREATING, Segment
-from ._sys import SHM_FOLDER, SYSTEM, crash_points
+from ._segment import Segment
+from ._sys import SHM_FOLDER, SYSTEM
 from .errors import SegmentError
 
-__all__ = ["Arena", "Block", "Declaration", "allocate", "attach_inherited", "check_name", "open_named"]
+__all__ = ["Arena", "Block", "Declaration", "check_segment", "extensions_for"]
 
 SPOTS: Final = 1024  # threads that can be blocked in one arena at the same time
 PROCESSES: Final = 128  # names of processes that are remembered
 FIRST_BLOCKS: Final = 256
 MOST_BLOCKS: Final = 16384  # every further segment is twice as large as the one before, up to this
 TEXT_PER_BLOCK: Final = 40  # bytes of name, on average
-DEFAULT_DOMAIN: Final = "default"
-PREFIX: Final = "shlock"
-CREATION_TIMEOUT: Final = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,19 @@ class Block:
     no other process can know is free for the next primitive.
     """
 
-    __slots__ = ("__weakref__", "arena", "cells", "declaration", "exported", "forks", "index", "local", "name", "start")
+    __slots__ = (
+        "__weakref__",
+        "arena",
+        "cells",
+        "declaration",
+        "exported",
+        "extensions",
+        "forks",
+        "index",
+        "local",
+        "name",
+        "start",
+    )
 
     def __init__(self, arena: Arena, index: int, name: str | None, cells: Sequence[int]) -> None:
         self.arena = arena
@@ -88,6 +77,7 @@ class Block:
         self.name = name
         self.start = arena.layout.block(index)
         self.cells = cells
+        self.extensions: Sequence[int] = ()
         self.exported = False
         self.forks = _forks
         self.local: Any = None
@@ -116,14 +106,9 @@ class Block:
     def __del__(self) -> None:
         arena = self.arena
         if arena.creator is _process.current and self.forks == _forks and not self.exported:
-            arena.take_back(self.index)
-
-    def reduce(self) -> tuple[Any, ...]:
-        """What another process needs to attach: a name, or, while a process is being spawned, the descriptor."""
-        if self.name is not None:
-            return attach_named, (self.arena.domain, self.name)
-        self.exported = True
-        return attach_inherited, (self.arena.duplicate_for_child(), self.arena.identity, self.index)
+            # As this process remembers them, not as the segment may say by now.
+            for index in (self.index, *self.extensions):
+                arena.take_back(index)
 
 
 #: Counted up before and after every fork: a block that was made at another count may be known to a child.
@@ -212,13 +197,8 @@ class Arena:
         return index
 
     def take_back(self, index: int) -> None:
-        extension = self.words.load(self.layout.block(index) + at.BLOCK_MORE)
         self.words.store(self.layout.block(index) + at.BLOCK_KIND, at.FREE_BLOCK)
         self._returned.append(index)
-        while extension:
-            following = self.words.load(self.layout.block(extension) + at.EXTENSION_NEXT)
-            self._returned.append(extension)
-            extension = following
 
     def clear_block(self, index: int) -> None:
         first = self.layout.block(index)
@@ -261,109 +241,6 @@ class Arena:
             cells += range(first, first + min(count - len(cells), at.EXTENSION_CELL_COUNT))
             extension = self.words.load(self.layout.block(extension) + at.EXTENSION_NEXT)
         return cells
-
-    def duplicate_for_child(self) -> Any:
-        """The descriptor, wrapped for the process that is just being spawned; the same for all that refers to this arena."""
-        passed = _passed.setdefault(mp_context.get_spawning_popen(), {})
-        if self.identity not in passed:
-            passed[self.identity] = reduction.DupFd(self.segment.fd)
-        return passed[self.identity]
-
-    # -- names --------------------------------------------------------------------------------------------------------
-
-    def find(self, name: bytes) -> int | None:
-        """Index of the block of that name.  Takes no lock; bounded also when the table is damaged."""
-        table, blocks, load = self.layout.name_table, self.layout.blocks, self.words.load
-        wanted = _hash(name)
-        for index in _probe(wanted, blocks):
-            seen = load(table + index * at.NAME_WORDS + at.NAME_HASH)
-            if seen == at.HASH_FREE:
-                return None
-            if seen == wanted and self.name_at(index) == name:
-                return index
-        return None
-
-    def name_at(self, index: int) -> bytes | None:
-        """The name of a block, or None."""
-        if not self.layout.text:
-            return None
-        entry = self.layout.name_table + index * at.NAME_WORDS
-        if self.words.load(entry + at.NAME_HASH) <= at.HASH_EXTENSION:
-            return None
-        place = self.words.load(entry + at.NAME_TEXT)
-        length, offset = place & 0xFFFF, place >> 16
-        if offset + length > self.layout.text:
-            return None  # damaged: no name of anybody
-        first = self.layout.text_start * at.WORD + offset
-        return bytes(self.segment.memory[first : first + length])
-
-    def insert(self, name: bytes, declaration: Declaration) -> int | None:
-        """Create a name, under the creation lock.  None if this segment has no room."""
-        words, table, blocks = self.words, self.layout.name_table, self.layout.blocks
-        count = 1 + _extensions(declaration.cells)
-        used = words.load(at.HEADER_NAMES_USED)
-        text_used = words.load(at.HEADER_TEXT_USED)
-        if used + count > blocks * 7 // 8 or text_used + len(name) > self.layout.text:
-            return None
-        wanted = _hash(name)
-        free = list(itertools.islice(self._free_places(wanted), count))
-        if len(free) < count:
-            return None
-        if crash_points:
-            crash_points[0]("N1 name: before the text is taken")
-        words.store(at.HEADER_TEXT_USED, text_used + len(name))
-        words.store(at.HEADER_NAMES_USED, used + count)
-        if crash_points:
-            crash_points[0]("C1 name: text room taken")
-        first = self.layout.text_start * at.WORD + text_used
-        self.segment.memory[first : first + len(name)] = name
-        index, extensions = free[0], free[1:count]
-        for extension in extensions:
-            words.store(table + extension * at.NAME_WORDS + at.NAME_HASH, at.HASH_EXTENSION)
-        if crash_points:
-            crash_points[0]("C3 name: extensions taken")
-        self.declare(index, declaration, extensions)
-        entry = table + index * at.NAME_WORDS
-        words.store(entry + at.NAME_TEXT, text_used << 16 | len(name))
-        if crash_points:
-            crash_points[0]("C2 name: block and text written")
-        # N1: an exchange, so that on every processor all of the above is visible before the hash is.
-        words.compare_exchange(entry + at.NAME_HASH, at.HASH_FREE, wanted)
-        if crash_points:
-            crash_points[0]("C4 name: hash written")
-        return index
-
-    def _free_places(self, wanted: int) -> Iterator[int]:
-        table = self.layout.name_table
-        for index in _probe(wanted, self.layout.blocks):
-            if self.words.load(table + index * at.NAME_WORDS + at.NAME_HASH) == at.HASH_FREE:
-                yield index
-
-    @contextlib.contextmanager
-    def creating(self) -> Iterator[None]:
-        """Hold the creation lock of the domain, between processes and threads alike.
-
-        The lock belongs to a description of its own: a thread of this process is kept out too, and a child that is
-        forked meanwhile drops its copy at once (``_drop_copies``).
-        """
-        descriptor = SYSTEM.open_segment_again(self.segment.fd)
-        _creation_descriptors.add(descriptor)
-        try:
-            deadline = SYSTEM.monotonic() + CREATION_TIMEOUT
-            while not SYSTEM.lock_byte(descriptor, BYTE_CREATING, shared=False):
-                if SYSTEM.monotonic() > deadline:
-                    raise SegmentError(
-                        self.segment.name,
-                        f"a process has been creating a name for {CREATION_TIMEOUT:.0f} s and does not go on",
-                        "Is one of its users stopped (state T in ps)? Let it run, or end it.",
-                    )
-                SYSTEM.nap(0.0005)
-            yield
-        finally:
-            if descriptor in _creation_descriptors:  # not so in a forked child
-                _creation_descriptors.discard(descriptor)
-                SYSTEM.unlock_byte(descriptor, BYTE_CREATING)
-                SYSTEM.close(descriptor)
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
@@ -412,231 +289,9 @@ class Arena:
 _ZERO_BLOCK = memoryview(bytes(at.BLOCK_WORDS * at.WORD)).cast("Q")
 
 
-def _extensions(cells: int) -> int:
+def extensions_for(cells: int) -> int:
     """How many extension blocks that many cells need."""
     return max(0, -(-(cells - at.BLOCK_CELL_COUNT) // at.EXTENSION_CELL_COUNT))
-
-
-def _hash(name: bytes) -> int:
-    number = int.from_bytes(hashlib.blake2b(name, digest_size=at.WORD).digest(), "little")
-    return number if number > at.HASH_EXTENSION + 1 else number + 4
-
-
-def _probe(number: int, size: int) -> Iterator[int]:
-    """Every index of a table once, from the one that a hash gives."""
-    first = number % size
-    yield from range(first, size)
-    yield from range(first)
-
-
-# -- anonymous primitives -------------------------------------------------------------------------------------------------
-
-_own: Arena | None = None
-#: What each process that is being spawned is given already: multiprocessing passes a descriptor only once.
-_passed: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
-_attached: weakref.WeakValueDictionary[int, Arena] = weakref.WeakValueDictionary()
-
-
-def allocate(declaration: Declaration) -> Block:
-    """A block for a new primitive without a name.  OSError if there is no memory for a further segment."""
-    global _own
-    needed = 1 + _extensions(declaration.cells)
-    if needed >= MOST_BLOCKS:
-        raise ValueError(f"{declaration.cells} permits or parties are more than one segment holds")
-    arena = _own
-    if arena is None or arena.creator is not _process.current:
-        arena = _own = _new_own(FIRST_BLOCKS, needed)
-    taken: list[int] = []
-    while len(taken) < needed:
-        index = arena.take_block()
-        if index is None:
-            for unneeded in taken:
-                arena.take_back(unneeded)
-            taken.clear()
-            # Threads that come here at the same time make one segment each; all of them are used.
-            arena = _own = _new_own(min(arena.layout.blocks * 2, MOST_BLOCKS), needed)
-        elif index or not taken:
-            taken.append(index)
-    arena.declare(taken[0], declaration, taken[1:])
-    return arena.block(taken[0])
-
-
-def _new_own(blocks: int, needed: int) -> Arena:
-    while blocks < 2 * needed:
-        blocks *= 2
-    arena = Arena.create(blocks)
-    _attached[arena.identity] = arena
-    return arena
-
-
-def attach_inherited(duplicate: Any, identity: int, index: int) -> Block:
-    """Attach to an anonymous primitive in a process that is being spawned."""
-    fd: int = duplicate.detach()
-    arena = _attached.get(identity)
-    if arena is None:
-        SYSTEM.set_cloexec(fd)
-        arena = Arena.over(Segment(fd))
-        if arena.identity != identity:
-            raise arena.damaged("it is not the segment that the parent process meant")
-        _attached[identity] = arena
-    elif fd != arena.segment.fd:
-        SYSTEM.close(fd)
-    if not 0 <= index < arena.layout.blocks:
-        raise arena.damaged(f"it has no block {index}")
-    block = arena.block(index)
-    block.exported = True
-    return block
-
-
-# -- primitives by name ---------------------------------------------------------------------------------------------------
-
-_domains: dict[str, list[Arena]] = {}
-_creation_descriptors: set[int] = set()
-
-
-def _drop_copies() -> None:
-    while _creation_descriptors:
-        SYSTEM.close(_creation_descriptors.pop())
-
-
-_process.refresh_in_child.append(_drop_copies)
-
-
-def check_name(name: Any, what: str = "name") -> str:
-    """A name of a primitive or a domain, checked: str, not empty, at most 200 bytes of UTF-8, no NUL."""
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} {name!r} cannot be written in UTF-8: {error.reason}") from None
-    if not name or length > at.MAX_NAME or "\0" in name:
-        raise ValueError(f"{what} must have 1 to {at.MAX_NAME} bytes in UTF-8 and no NUL: {name[:40]!r} has {length} bytes")
-    return name
-
-
-def segment_name(domain: str, position: int = 0) -> str:
-    """File name of a segment of a domain.  Every user has names of his own."""
-    quoted = quote(domain, safe="")
-    if len(quoted) > 150:
-        quoted = f"{quoted[:100]}~{hashlib.blake2b(domain.encode(), digest_size=16).hexdigest()}"
-    return f"{PREFIX}-{SYSTEM.geteuid()}-{quoted}" + (f"+{position}" if position else "")
-
-
-def _chain(domain: str) -> list[Arena]:
-    """The segments of a domain, in order; at least one.  Attaches what others have added."""
-    arenas = _domains.setdefault(domain, [])
-    while True:
-        position = len(arenas)
-        arena = _attach(segment_name(domain, position))
-        if arena is None:
-            if arenas:
-                return arenas
-            arena = _publish(domain, 0)
-        if len(arenas) == position:
-            arenas.append(arena)
-
-
-def _attach(name: str) -> Arena | None:
-    try:
-        segment = Segment.attach(name)
-    except PermissionError:
-        owner = os.stat(f"{SHM_FOLDER}/{name}", follow_symlinks=False).st_uid
-        raise SegmentError(
-            name, f"it belongs to user {owner}", "Names are for the processes of one user: choose another domain."
-        ) from None
-    except SegmentError:
-        raise
-    except OSError as error:
-        raise SegmentError(name, f"it cannot be opened: {error.strerror}", f"Look at {SHM_FOLDER}/{name}.") from error
-    return None if segment is None else Arena.over(segment)
-
-
-def _publish(domain: str, position: int) -> Arena:
-    """Create a segment of a domain, or attach to the one that somebody else has just created."""
-    blocks = min(FIRST_BLOCKS * 4 << position, MOST_BLOCKS)
-    name = segment_name(domain, position)
-    while True:
-        arena = Arena.create(blocks, domain)
-        if crash_points:
-            crash_points[0]("C5 segment: made, not published")
-        if arena.segment.publish(name):
-            arena.creator = None
-            if crash_points:
-                crash_points[0]("C6 segment: published")
-            return arena
-        other = _attach(name)
-        if other is not None:
-            return other
-
-
-def attach_named(domain: str, name: str) -> Block:
-    """The block of a name that exists."""
-    for arena in _chain(domain):
-        index = arena.find(name.encode())
-        if index is not None:
-            return arena.block(index, name)
-    raise SegmentError(segment_name(domain), f"it has no {name!r} (any more)", "Create the primitive again.")
-
-
-def open_named(domain: str, name: str, declaration: Declaration) -> Block:
-    """The block of a name, created if there is none.  SegmentError if it exists as something else."""
-    encoded = name.encode()
-    arenas = _chain(domain)
-    for arena in arenas:
-        index = arena.find(encoded)
-        if index is not None:
-            return _checked(arena, index, name, declaration)
-    with arenas[0].creating():
-        arenas = _chain(domain)
-        for arena in arenas:
-            index = arena.find(encoded)
-            if index is not None:
-                return _checked(arena, index, name, declaration)
-        for arena in arenas:
-            index = arena.insert(encoded, declaration)
-            if index is not None:
-                return arena.block(index, name)
-        while True:
-            arena = _publish(domain, len(arenas))
-            arenas.append(arena)
-            index = arena.insert(encoded, declaration)
-            if index is not None:
-                return arena.block(index, name)
-            if arena.layout.blocks == MOST_BLOCKS:
-                raise ValueError(f"{declaration.cells} permits or parties are more than one segment holds")
-
-
-def _checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
-    start = arena.layout.block(index)
-    word, parameter = arena.words.load(start + at.BLOCK_KIND), arena.words.load(start + at.BLOCK_PARAMETER)
-    kind = word & at.KIND
-    if not at.FREE_BLOCK < kind < at.EXTENSION:
-        raise arena.damaged(f"{name!r} is of no known kind ({kind})")
-    there = Declaration(kind, 0, parameter, 0, bool(word & at.OWNED), (word & at.POLICY) >> at.POLICY_SHIFT)
-    asked = Declaration(
-        wanted.kind, 0, wanted.parameter, 0, wanted.owned, there.policy if wanted.policy is None else wanted.policy
-    )
-    if there != asked:
-        raise SegmentError(
-            arena.segment.name,
-            f"{name!r} is {describe(there)} there, and {describe(asked)} is wanted",
-            "Use another name or domain, or ask for what is there.",
-        )
-    return arena.block(index, name)
-
-
-def describe(declaration: Declaration) -> str:
-    kind = at.KIND_NAMES[declaration.kind]
-    words = [f"{'an' if kind[0] in 'ER' else 'a'} {kind}"]
-    if declaration.kind in (at.SEMAPHORE, at.BOUNDED_SEMAPHORE):
-        words.append(f"of {declaration.parameter}{', owned' if declaration.owned else ''}")
-    elif declaration.kind == at.BARRIER:
-        words.append(f"of {declaration.parameter} parties")
-    policy = declaration.policy or 0
-    if policy:
-        words.append(f"with on_abandoned={at.POLICIES[policy]!r}" if policy < len(at.POLICIES) else "with an unknown policy")
-    return " ".join(words)
 
 
 # -- checking a segment ---------------------------------------------------------------------------------------------------
@@ -687,9 +342,3 @@ def check_segment(segment: Segment, *, any_user: bool = False) -> tuple[at.Layou
         return layout, None
     length, first = load(at.HEADER_DOMAIN), (at.HEADER_DOMAIN + 1) * at.WORD
     return layout, bytes(segment.memory[first : first + min(length, at.MAX_NAME)]).decode("utf-8", "replace")
-
-
-def domain_of(file_name: str) -> str | None:
-    """The domain in the file name of a segment of this user, as far as it can be read; None if it is none of ours."""
-    prefix = f"{PREFIX}-{SYSTEM.geteuid()}-"
-    return unquote(file_name[len(prefix) :].split("+")[0]) if file_name.startswith(prefix) else None

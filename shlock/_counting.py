@@ -156,6 +156,7 @@ class _PermitWaiter:
             w = word.view[word.place]
             if w >> at.COUNT_SHIFT:
                 if self.take.compare_exchange(word.pointer, w, (w - at.ONE) | at.PARKED):
+                    self.pass_on()  # a permit that is left over may have been given when PARKED was clear for a moment
                     return True
             elif word.mark_parked(self.mark, w):
                 return False
@@ -168,8 +169,11 @@ class _PermitWaiter:
         while self.inside():
             w = word.view[word.place]
             word.change(self.back, w, w + at.ONE)
-        if word.value():
-            word.parking.unpark_one(self.index)
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        if self.word.value():
+            self.word.parking.unpark_one(self.index)
 
 
 # -- Condition ------------------------------------------------------------------------------------------------------------
@@ -237,6 +241,9 @@ class _NotificationWaiter:
                 self.word.parking.unpark_one(self.index)
             else:
                 self.notified = True
+
+    def pass_on(self) -> None:
+        """To have been chosen is what this thread waited for: nothing is left over."""
 
     def take_lock_again(self) -> None:
         if self.depth is not None and not self.lock._semlock._is_mine():
@@ -336,6 +343,9 @@ class _FlagWaiter:
         """Nothing to recover: the word itself says whether it was set."""
 
     def withdraw(self, notified: bool) -> None:
+        """Everybody is woken at once: nothing to pass on."""
+
+    def pass_on(self) -> None:
         """Everybody is woken at once: nothing to pass on."""
 
 
@@ -591,6 +601,9 @@ class _Arrival:
     def withdraw(self, notified: bool) -> None:
         """Everybody is woken at once: nothing to pass on."""
 
+    def pass_on(self) -> None:
+        """Everybody is woken at once: nothing to pass on."""
+
 
 class _OpenWaiter:
     """One thread that came while the last round was still ending."""
@@ -616,4 +629,7 @@ class _OpenWaiter:
         self.word.break_if_a_party_died()
 
     def withdraw(self, notified: bool) -> None:
+        """Everybody is woken at once: nothing to pass on."""
+
+    def pass_on(self) -> None:
         """Everybody is woken at once: nothing to pass on."""

@@ -30,6 +30,8 @@ VERSION: Final = 1
 WORD: Final = 8  # bytes
 WORD_MASK: Final = (1 << 64) - 1
 
+STARTING: Final = 1 << 0  # in HEADER_JANITOR
+
 # Flags of an owner word.
 PARKED: Final = 1 << 0  # somebody may be asleep on this word: a release has to look for a waiter
 DIED: Final = 1 << 1  # an owner died inside and nobody has put in order what it left
@@ -80,7 +82,7 @@ HEADER_TEXT: Final = 11  # bytes; 0 in an arena without names
 HEADER_SPOTS_USED: Final = 12  # no spot at this index or above was ever claimed
 HEADER_TEXT_USED: Final = 14  # bytes
 HEADER_NAMES_USED: Final = 15
-HEADER_JANITOR: Final = 16  # identity of the process that removes the semaphores of an arena without a name
+HEADER_JANITOR: Final = 16  # identity of the janitor of an arena without a name, or of who is STARTING it
 HEADER_BLOCKS_USED: Final = 17  # no block at this index or above was ever used (only in an arena without names)
 HEADER_DOMAIN: Final = 32  # length in bytes, then the text
 HEADER_WORDS: Final = 512

@@ -241,7 +241,7 @@ class OwnedWords:
                     return f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now"
                 view[start + at.BLOCK_SINCE] = 0
                 keep = at.DIED if keep_died else 0
-                if back.compare_exchange(word, w, at.PARKED | w & keep):  # R2
+                if back.compare_exchange(word, w, w & keep):  # R2
                     break
         if crash_points:
             crash_points[0]("R3 released, nobody woken")
@@ -257,14 +257,8 @@ class OwnedWords:
         return self.places[-1]
 
     def wake_next(self) -> None:
-        """R3."""
-        single = len(self.places) == 1
-        if not self.parking.unpark_one(self.block.index, self.skips if single else None) and single:
-            if crash_points:
-                crash_points[0]("R3 nobody found")
-            operand = _take_operand()
-            operand.compare_exchange(self.places[0][1], at.PARKED, 0)
-            _operands.append(operand)
+        """R3.  Of several words each release wakes one; of a single word a wake-up that is under way is enough."""
+        self.parking.unpark_one(self.block.index, self.skips if len(self.places) == 1 else None)
 
 
 class OwnerWaiter:
@@ -343,7 +337,7 @@ class OwnerWaiter:
             if crash_points:
                 crash_points[0]("C10 who died is written")
             if words.policy == POISON and not self.repair:
-                self.mark.compare_exchange(place[1], w, at.PARKED | at.DIED)
+                self.mark.compare_exchange(place[1], w, at.DIED)
                 self._refuse_if_poisoned(view[place[0]])
                 continue
             self.place = place
@@ -365,8 +359,15 @@ class OwnerWaiter:
         if self.take.succeeded() and not self.back.succeeded():
             place, word = self.place
             while (w := view[place]) & at.OWNER == _process.current.word:
-                if self.back.compare_exchange(word, w, at.PARKED | w & at.DIED):
+                words.thread, words.depth = 0, 1
+                if self.back.compare_exchange(word, w, w & at.DIED):
                     break
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """See to it that the next waiter is woken: now if the way is free, else by whoever opens it."""
+        words = self.words
+        view = words.view
         for place, word in words.places:
             while (w := view[place]) & at.OWNER:
                 if self.mark.compare_exchange(word, w, w | at.PARKED):
@@ -451,7 +452,9 @@ def _in_child() -> None:
 _process.refresh_in_child.append(_in_child)
 
 
-def make_fast_path(words: OwnedWords, *, recursive: bool) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
+def make_fast_path(
+    words: OwnedWords, *, recursive: bool
+) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
     """acquire, release and ``__exit__`` for a single word.
 
     Uncontended they are one compare-exchange each.  In between, the interpreter may look at signals, switch threads or fork

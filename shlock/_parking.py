@@ -48,8 +48,9 @@ import posix_ipc
 
 from . import _janitor, _process
 from . import _layout as at
-from ._arena import PREFIX, Arena
+from ._arena import Arena
 from ._atomic import Operand, Words
+from ._segment import PREFIX
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
 
@@ -78,6 +79,9 @@ class Waiter(Protocol):
 
     def withdraw(self, notified: bool) -> None:
         """A8: the thread leaves (deadline or exception), its spot is IDLE already."""
+
+    def pass_on(self) -> None:
+        """A7: the thread got in, and had been chosen once more meanwhile: that wake-up is somebody else's."""
 
 
 class Spot:
@@ -169,7 +173,8 @@ class Parking:
                 if waiter.attempt(spot):
                     if crash_points:
                         crash_points[0]("A7 got in, S not yet IDLE")
-                    spot.leave()
+                    if spot.leave():
+                        waiter.pass_on()
                     if crash_points:
                         crash_points[0]("A7 S IDLE")
                     mine, spot = spot, None  # an exception from here on must not give it back twice
@@ -190,7 +195,7 @@ class Parking:
                     raise _process.Forked
                 if late or now >= next_poll:
                     waiter.poll(spot)
-                    self._reap_notified(waiter.index)
+                    self._reap_in_line(waiter.index)
                     next_poll = SYSTEM.monotonic() + POLL_INTERVAL * self._place_in_line(spot, waiter.index)
                 if late:
                     if waiter.attempt(spot):
@@ -375,29 +380,45 @@ class Parking:
         return None
 
     def _claim_dead(self, me: int, claims: int) -> int | None:
-        """I4.  Claim first, so that one process reaps a spot, then S := IDLE, and the dead one's wake-up goes on."""
         for index in range(self.layout.spots):
             claim = self.words.load(claims + index)
-            if not _process.is_alive(claim) and self.words.compare_exchange(claims + index, claim, me):
-                self._reap(index)
+            if not _process.is_alive(claim) and self._reap(index, claim):
                 return index
         return None
 
-    def _reap(self, index: int) -> None:
-        state = self.words.load(self.state_first + index)
-        if state & at.STATE and self.words.compare_exchange(self.state_first + index, state, state & ~at.STATE):
-            if crash_points:
-                crash_points[0]("C4 S of a dead thread IDLE")
+    def _reap(self, index: int, claim: int) -> bool:
+        """I4: take a dead thread's spot.  False if somebody else did.
+
+        The claim comes first, so that one process reaps a spot; its wake-up goes on before S is IDLE, so that it is not lost if
+        the reaper dies in between: whoever reaps the reaper then passes it on once more.
+        """
+        if not self.words.compare_exchange(self.layout.spot(at.SPOT_CLAIM, index), claim, _process.current.word):
+            return False
+        if crash_points:
+            crash_points[0]("C4 spot of a dead thread claimed")
+        while (state := self.words.load(self.state_first + index)) & at.STATE:
             if state & at.STATE == at.NOTIFIED:
                 self.unpark_one((state & at.KEY) >> at.KEY_SHIFT)
+            if crash_points:
+                crash_points[0]("C4 its wake-up passed on")
+            if self.words.compare_exchange(self.state_first + index, state, state & ~at.STATE):
+                break
+        return True
 
-    def _reap_notified(self, key: int) -> None:
-        """C4: a chosen thread that died on its way takes no wake-up with it."""
-        wanted, mask = key << at.KEY_SHIFT | at.NOTIFIED, at.KEY | at.STATE
-        claims = self.layout.spot(at.SPOT_CLAIM, 0)
-        for index, state in enumerate(self._states()):
-            if state & mask == wanted and not _process.is_alive(self.words.load(claims + index)):
-                self._reap(index)
+    def _reap_in_line(self, key: int) -> None:
+        """Take dead threads out of the line: those that were chosen, and the one that is first."""
+        claims, since = self.layout.spot(at.SPOT_CLAIM, 0), self.layout.spot(at.SPOT_SINCE, 0)
+        in_line = [
+            (state & at.STATE != at.NOTIFIED, self.words.load(since + index), index)
+            for index, state in enumerate(self._states())
+            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key
+        ]
+        for is_waiting, _, index in sorted(in_line):
+            claim = self.words.load(claims + index)
+            if not _process.is_alive(claim) and self._reap(index, claim):
+                self.words.store(claims + index, 0)
+            if is_waiting:
+                break
 
     def waiting(self, key: int) -> Iterator[tuple[int, int, int]]:
         """Of every thread that waits for this block: identity word, native thread number, since (monotonic ns)."""
@@ -407,22 +428,19 @@ class Parking:
                     self.words.load(self.layout.spot(array, index))
                     for array in (at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
                 )
-                yield claim, thread, since
+                if _process.is_alive(claim):
+                    yield claim, thread, since
 
     def _start_janitor(self) -> None:
-        """Make sure that one janitor waits for the end of this arena."""
+        """Make sure that a janitor waits for the end of this arena."""
         janitor = self.words.load(at.HEADER_JANITOR)
-        if janitor and _process.is_alive(janitor):
+        if janitor and not janitor & at.STARTING and _process.is_alive(janitor):
             return
-        me = _process.current.word
-        if not self.words.compare_exchange(at.HEADER_JANITOR, janitor, me):
-            return  # somebody else is just starting it
-        try:
-            prefix = f"sem.{PREFIX}-{self.identity:016x}-"
-            self.words.store(at.HEADER_JANITOR, start_janitor(self.segment.fd, prefix))
-        except BaseException:
-            self.words.compare_exchange(at.HEADER_JANITOR, me, 0)
-            raise
+        # Who finds somebody starting it starts one, too: that one may be killed before it has, and two do no harm.
+        starting = _process.current.word | at.STARTING
+        self.words.compare_exchange(at.HEADER_JANITOR, janitor, starting)
+        started = start_janitor(self.segment.fd, f"sem.{PREFIX}-{self.identity:016x}-")
+        self.words.compare_exchange(at.HEADER_JANITOR, starting, started)
 
 
 _all: weakref.WeakSet[Parking] = weakref.WeakSet()

@@ -21,7 +21,9 @@ from typing import Final
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import SegmentError
 
-__all__ = ["BYTE_CREATING", "BYTE_IN_USE", "Segment"]
+__all__ = ["BYTE_CREATING", "BYTE_IN_USE", "PREFIX", "Segment"]
+
+PREFIX: Final = "shlock"  # of every file name in the folder of shared memory
 
 BYTE_IN_USE: Final = 0  # shared: this process uses the segment
 REMOVAL_TIMEOUT: Final = 5.0  # seconds

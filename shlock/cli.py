@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _COLUMNS = ("DOMAIN", "NAME", "KIND", "STATE", "OWNER", "AGE", "WAITERS")
+
+_STYLES = {
+    "free": "dim",
+    "held": "green",
+    "inherited": "yellow",
+    "held by a dead process": "red",
+    "poisoned": "red",
+    "damaged": "red",
+}
+"""How rich draws the lines of primitives in these states."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"shlock {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, function: Callable[[argparse.Namespace], int], text: str, more: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, function: Callable[[argparse.Namespace], int], text: str, more: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
         sub.set_defaults(command=function)
         return sub
@@ -66,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "ps",
         _ps,
         "show every lock of yours: state, owner, and who waits for how long",
-        "Takes no lock itself and works while everything is stuck. An age with > is a lower bound.",
+        "Takes no lock itself and works while everything is stuck. An age with > is a lower bound. Locks without a name "
+        "belong to (anonymous, pid P + N): process P and N others have them open.",
     )
     clean = command(
         "clean",
@@ -97,9 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="mean rate of kills (default: %(default)g)",
     )
-    demo.add_argument(
-        "--seed", type=int, metavar="N", help="for choosing whom to kill and when (default: a random one)"
-    )
+    demo.add_argument("--seed", type=int, metavar="N", help="for choosing whom to kill and when (default: a random one)")
     demo.add_argument("--no-chaos", action="store_true", help="kill nobody")
     demo.add_argument(
         "--seconds",
@@ -125,9 +132,10 @@ def _ps(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"domains": [d.as_dict() for d in domains]}, indent=2))
         return 0
-    rows = [_row(domain, primitive, time.time()) for domain in domains for primitive in domain.primitives]
-    if rows:
-        _print_table(rows)
+    if domains:
+        _print_table([row for domain in domains for row in _rows(domain, time.time())])
+        if unused := sorted({_printable(d.domain) for d in domains if d.domain is not None and not d.in_use}):
+            print(f"\nNo living process uses {', '.join(unused)}: shlock clean removes that.")
     elif arguments.domain is not None:
         print(f"nothing in domain {_printable(arguments.domain)!r}")
     else:
@@ -166,15 +174,30 @@ def _demo(arguments: argparse.Namespace) -> int:
         outcome = demo.run(settings)
     except demo.DemoError as error:
         return _complain(str(error))
-    except demo.Interrupted as error:
+    except demo.SignalledError as error:
         _complain(str(error))
         return 128 + error.signum
     print(demo.report(outcome))
     return 1 if outcome.problems else 0
 
 
-def _row(domain: DomainSnapshot, primitive: PrimitiveSnapshot, now: float) -> tuple[str, ...]:
-    """One primitive's cells; the last one has a line for each waiter. ``now`` is as from time.time()."""
+def _rows(domain: DomainSnapshot, now: float) -> Iterator[tuple[str, ...]]:
+    """The cells of a domain's primitives, or one line saying why there are none. ``now`` is as from time.time()."""
+    if domain.domain is not None:
+        title = _printable(domain.domain)
+    elif domain.processes:
+        first, *others = domain.processes
+        title = f"(anonymous, pid {first}{f' + {len(others)}' if others else ''})"
+    else:
+        title = "(anonymous)"
+    for primitive in domain.primitives:
+        yield title, *_cells(primitive, now)
+    if domain.problem or not domain.primitives:
+        yield title, "-", "-", _printable(domain.problem or "empty"), "", "", ""
+
+
+def _cells(primitive: PrimitiveSnapshot, now: float) -> tuple[str, ...]:
+    """One primitive's cells; the last one has a line for each waiter."""
     owner = ""
     if primitive.owner is not None:
         owner = _process(primitive.owner.pid, primitive.owner.name) + ("" if primitive.owner.alive else ", dead")
@@ -185,9 +208,8 @@ def _row(domain: DomainSnapshot, primitive: PrimitiveSnapshot, now: float) -> tu
     if primitive.held_for is not None:
         age = (">" if primitive.held_for_is_lower_bound else "") + _duration(primitive.held_for)
     waiters = "\n".join(f"{_process(w.pid, w.name)} {_duration(w.waiting_for)}" for w in primitive.waiters)
-    domain_name = "(anonymous)" if domain.domain is None else _printable(domain.domain)
     name = "-" if primitive.name is None else _printable(primitive.name)
-    return domain_name, name, primitive.kind, primitive.state, owner, age, waiters
+    return name, primitive.kind, primitive.state, owner, age, waiters
 
 
 def _process(pid: int, name: str | None) -> str:
@@ -241,9 +263,8 @@ def _print_rich_table(rows: Sequence[tuple[str, ...]]) -> bool:
     table = Table(box=None, header_style="bold")
     for title in _COLUMNS:
         table.add_column(title, overflow="fold")  # on a narrow terminal: more lines, nothing cut off
-    colours = {"free": "dim", "held": "green", "abandoned": "red", "poisoned": "red", "damaged": "red"}
     for row in rows:
-        table.add_row(*(Text(cell, colours.get(row[3], "")) for cell in row))
+        table.add_row(*(Text(cell, _STYLES.get(row[3], "")) for cell in row))
     Console().print(table)
     return True
 

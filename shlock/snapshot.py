@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from . import _arena, _process
 from . import _layout as at
-from ._arena import PREFIX, Arena
+from . import _names, _process
+from ._arena import Arena
 from ._counting import BarrierWord
-from ._segment import BYTE_IN_USE, Segment
+from ._segment import BYTE_IN_USE, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
 from .synchronize import Owner, Waiter
@@ -88,7 +88,7 @@ def clean(domain: str | None = None) -> list[str]:
     """
     removed: list[str] = []
     for first in (name for name in _segment_files() if "+" not in name):
-        if domain is not None and first != _arena.segment_name(domain):
+        if domain is not None and first != _names.segment_name(domain):
             continue
         descriptor = _open(f"{SHM_FOLDER}/{first}")
         if descriptor is None:
@@ -111,7 +111,7 @@ def clean(domain: str | None = None) -> list[str]:
 
 
 def _segment_files() -> list[str]:
-    return sorted(name for name in os.listdir(SHM_FOLDER) if _arena.domain_of(name) is not None)
+    return sorted(name for name in os.listdir(SHM_FOLDER) if _names.domain_of(name) is not None)
 
 
 def _open(path: str) -> int | None:
@@ -127,7 +127,7 @@ def _of_file(name: str) -> DomainSnapshot | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return DomainSnapshot(_arena.domain_of(name), name, False, (), (), error.strerror)
+        return DomainSnapshot(_names.domain_of(name), name, False, (), (), error.strerror)
     return _decode(descriptor, name)
 
 
@@ -158,7 +158,7 @@ def _nameless() -> Iterator[DomainSnapshot]:
 
 def _decode(descriptor: int, name: str) -> DomainSnapshot:
     in_use = SYSTEM.is_byte_locked(descriptor, BYTE_IN_USE)
-    domain = _arena.domain_of(name)
+    domain = _names.domain_of(name)
     try:
         segment = Segment(descriptor, name, read_only=True)
     except (OSError, ValueError) as error:
@@ -176,7 +176,7 @@ def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
     waiters = _waiters(arena)
     used = arena.layout.blocks if arena.layout.text else min(arena.words.load(at.HEADER_BLOCKS_USED), arena.layout.blocks)
     for index in range(used):
-        name = arena.name_at(index)
+        name = _names.name_at(arena, index)
         kind = arena.words.load(arena.layout.block(index) + at.BLOCK_KIND) & at.KIND
         if not at.FREE_BLOCK < kind < at.EXTENSION or (arena.layout.text and name is None):
             continue

@@ -28,9 +28,9 @@ from multiprocessing import util
 from threading import BrokenBarrierError
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from . import _arena, _process
+from . import _anonymous, _names, _process
 from . import _layout as at
-from ._arena import DEFAULT_DOMAIN, Block, Declaration, check_name
+from ._arena import Block, Declaration
 from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
 from ._multiprocessing import SemLockView, ZeroCount
 from ._owned import OwnedWords, make_fast_path
@@ -89,10 +89,10 @@ class _Primitive:
         if name is None:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a primitive with a name, and there is none")
-            self._bind(_arena.allocate(declaration))
+            self._bind(_anonymous.allocate(declaration))
         else:
-            domain = DEFAULT_DOMAIN if domain is None else check_name(domain, "domain")
-            self._bind(_arena.open_named(domain, check_name(name), declaration))
+            domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
+            self._bind(_names.open_named(domain, _names.check_name(name), declaration))
 
     def _bind(self, block: Block) -> None:
         """Set up what this object needs of its block."""
@@ -114,9 +114,15 @@ class _Primitive:
         return waiters_of(self._block)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._block.name is None:
+        block = self._block
+        attach: Callable[..., Block]
+        arguments: tuple[Any, ...]
+        if block.name is None:
             mp_context.assert_spawning(self)
-        return _rebuild, (type(self), *self._block.reduce(), self._extra_state())
+            attach, arguments = _anonymous.attach_inherited, _anonymous.export(block)
+        else:
+            attach, arguments = _names.attach_named, (block.arena.domain, block.name)
+        return _rebuild, (type(self), attach, arguments, self._extra_state())
 
     def _extra_state(self) -> Any:
         """What a copy in another process needs beside the block."""
@@ -477,10 +483,12 @@ class Condition(_Primitive):
             lock = RLock.__new__(RLock)
             declaration = Declaration(at.RLOCK, policy=_policy(on_abandoned))
             if name is None:
-                lock._bind(_arena.allocate(declaration))
+                lock._bind(_anonymous.allocate(declaration))
             else:
                 # No name that a user gives holds a NUL.
-                lock._bind(_arena.open_named(self._block.arena.domain or DEFAULT_DOMAIN, f"{name}\0lock", declaration))
+                lock._bind(
+                    _names.open_named(self._block.arena.domain or _names.DEFAULT_DOMAIN, f"{name}\0lock", declaration)
+                )
         self._restore(lock)
 
     def _restore(self, state: Any) -> None:

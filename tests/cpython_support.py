@@ -5,9 +5,9 @@ Promises nothing beyond the classes in `CLASSES`, in their "processes" flavour: 
 How the substitution works. CPython keeps its tests in `test._test_multiprocessing` and lets a module per start method
 make test cases of them. They reach the primitives in three ways, and all three must lead to the context under test:
 
-    self.Lock(), cls.Process()       attributes of `ProcessesMixin`             replaced, on a private copy of the mixin
-    multiprocessing.Queue()          the global name, inside the tests' module  a `_Substitute` in a private copy of the module
-    sharedctypes.Value(), a script   the real module's default context          set to our context while the tests run
+    self.Lock(), cls.Process()  attributes of `ProcessesMixin`             replaced, on a private copy of the mixin
+    multiprocessing.Queue()     the global name, inside the tests' module  a `_Substitute`, in a private copy of the module
+    sharedctypes.Value()        the real module's default context          set to our context while the tests run
 
 The private copy is made by running CPython's code inside the test module itself: a spawned child imports that module by
 its ordinary name, so it finds every function and class that was pickled, and finds it substituted in the same way.
@@ -18,7 +18,7 @@ With SHLOCK_TEST_CONTEXTS=stock in the environment the same harness runs the sam
 contexts: whatever passes there must pass without it.
 """
 
-import _multiprocessing
+import _multiprocessing  # type: ignore[import-not-found]
 import contextlib
 import faulthandler
 import gc
@@ -58,7 +58,8 @@ def context(method: str) -> BaseContext:
         return multiprocessing.get_context(method)
     import shlock
 
-    return shlock.get_context(method)
+    ours: BaseContext = shlock.get_context(method)
+    return ours
 
 
 # The watchdog
@@ -88,12 +89,20 @@ def _give_up() -> None:
     os.abort()
 
 
+class _QuietTimer(threading.Timer):
+    """A timer whose thread takes no signals: one that arrives there does not interrupt what the main thread waits for."""
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        super().run()
+
+
 @contextlib.contextmanager
 def watchdog(seconds: float = PATIENCE) -> Iterator[None]:
     """Abort this process and its descendants, with tracebacks, if the block takes longer than `seconds`."""
     if not faulthandler.is_enabled():
         faulthandler.enable()
-    timer = threading.Timer(seconds, _give_up)
+    timer = _QuietTimer(seconds, _give_up)
     timer.daemon = True
     timer.start()
     # The timer needs the interpreter's lock. This one does not, should something hang while holding that.
@@ -120,11 +129,11 @@ class _Substitute(types.ModuleType):
         return getattr(self._ctx if name in multiprocessing.__all__ else multiprocessing, name)
 
 
-class StockSemaphoreMade(AssertionError):
+class StockSemaphoreError(AssertionError):
     """One of multiprocessing's own semaphores was made where only shlock's should be."""
 
 
-class _Tripwire(_multiprocessing.SemLock):  # type: ignore[misc]
+class _Tripwire(_multiprocessing.SemLock):
     """Stands in for the C type under every stock primitive, and refuses to be made."""
 
     made: ClassVar[int] = 0
@@ -132,7 +141,7 @@ class _Tripwire(_multiprocessing.SemLock):  # type: ignore[misc]
     def __new__(cls, *args: object) -> "_Tripwire":
         # Counted as well as raised: a thread's exception might go unseen.
         _Tripwire.made += 1
-        raise StockSemaphoreMade
+        raise StockSemaphoreError
 
     _rebuild = classmethod(__new__)
 
@@ -146,19 +155,22 @@ class _Installation:
         self._undo = contextlib.ExitStack()
 
     def install(self) -> None:
-        self._set(vars(self._default), "_actual_context", self._ctx)
-        # Every child makes the concrete context of its start method its default one.
-        concrete: dict[str, Any] = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
-        self._set(concrete, self._ctx.get_start_method(), self._ctx)
+        self._set(self._default, "_actual_context", self._ctx)
+        # With this every child sets its default context, whatever it was in its parent.
+        self._set(multiprocessing.context, "_force_start_method", self._force_start_method)
         if not STOCK:
-            self._set(vars(_multiprocessing), "SemLock", _Tripwire)
+            self._set(_multiprocessing, "SemLock", _Tripwire)
 
     def remove(self) -> None:
         self._undo.close()
 
-    def _set(self, namespace: dict[str, Any], name: str, value: object) -> None:
-        self._undo.callback(namespace.__setitem__, name, namespace[name])
-        namespace[name] = value
+    def _force_start_method(self, method: str) -> None:
+        assert method == self._ctx.get_start_method()
+        self._default._actual_context = self._ctx
+
+    def _set(self, target: object, name: str, value: object) -> None:
+        self._undo.callback(setattr, target, name, getattr(target, name))
+        setattr(target, name, value)
 
 
 class _Watched(unittest.TestCase):
@@ -273,7 +285,7 @@ class _TestSubstitution:
     @unittest.skipIf(STOCK, "stock is what is being tested")
     def test_the_tripwire_catches_a_stock_lock(self: Any) -> None:
         before = _Tripwire.made
-        with self.assertRaises(StockSemaphoreMade):
+        with self.assertRaises(StockSemaphoreError):
             multiprocessing.synchronize.Lock(ctx=multiprocessing.get_context("fork"))
         self.assertEqual(_Tripwire.made, before + 1)
         _Tripwire.made = before
@@ -285,7 +297,10 @@ def load(namespace: dict[str, Any], method: str) -> None:
     Leaves only the test cases made from `CLASSES` in it, named as CPython names them, and setUpModule and tearDownModule.
     Raises unittest.SkipTest where the interpreter comes without its tests.
     """
-    spec = importlib.util.find_spec("test._test_multiprocessing")
+    try:
+        spec = importlib.util.find_spec("test._test_multiprocessing")
+    except ModuleNotFoundError:
+        spec = None
     if spec is None:
         raise unittest.SkipTest("this interpreter comes without test._test_multiprocessing")
     # The loader's get_code() takes the cached bytecode: each spawned child comes through here.
@@ -311,11 +326,10 @@ def load(namespace: dict[str, Any], method: str) -> None:
         if isinstance(value, type) and issubclass(value, unittest.TestCase):
             del namespace[name]
     for name, base in bases.items():
-        if issubclass(base, unittest.TestCase):
-            parents = (_Watched, base)
-        else:
+        parents: tuple[type, ...] = (_Watched, base)
+        if not issubclass(base, unittest.TestCase):
             name = "WithProcesses" + name.removeprefix("_")
-            parents = (_Watched, base, mixin, unittest.TestCase)
+            parents = (_Watched, base, mixin)
         namespace[name] = type(name, parents, {"__module__": namespace["__name__"], "__qualname__": name})
 
     installation = _Installation(ctx)

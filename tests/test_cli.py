@@ -142,7 +142,7 @@ def test_ps_of_a_domain_that_is_not_there_says_so(capsys: pytest.CaptureFixture[
 
 
 def test_nothing_at_all_is_said_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "domains", lambda: [])
+    monkeypatch.setattr(snapshot, "domains", list)
     monkeypatch.setattr(snapshot, "clean", lambda domain=None: [])
     assert cli.main(["ps"]) == 0
     assert capsys.readouterr().out.startswith("no locks: ")
@@ -186,12 +186,30 @@ def primitive(**changes: object) -> snapshot.PrimitiveSnapshot:
 
 
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[str]:
-    found = snapshot.DomainSnapshot(
-        domain=None, segment="s", in_use=True, processes=(), primitives=(primitive(**changes),)
-    )
+    found = snapshot.DomainSnapshot(domain=None, segment="s", in_use=True, processes=(), primitives=(primitive(**changes),))
     monkeypatch.setattr(snapshot, "domains", lambda: [found])
     assert cli.main(["ps"]) == 0
     return capsys.readouterr().out.splitlines()
+
+
+def test_a_domain_that_cannot_be_read_or_is_empty_or_unused_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        snapshot.DomainSnapshot("foreign", "s", in_use=True, processes=(), primitives=(), problem="not a segment"),
+        snapshot.DomainSnapshot("old", "t", in_use=False, processes=(), primitives=()),
+        snapshot.DomainSnapshot(None, "u", in_use=True, processes=(7, 8, 9), primitives=(primitive(),)),
+    ]
+    monkeypatch.setattr(snapshot, "domains", lambda: found)
+    assert cli.main(["ps"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        "foreign - - not a segment",
+        "old - - empty",
+        "(anonymous, pid 7 + 2) a Lock free",
+        "",
+        "No living process uses old: shlock clean removes that.",
+    ]
 
 
 def test_every_waiter_has_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

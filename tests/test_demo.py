@@ -128,9 +128,7 @@ def test_there_are_as_many_crash_steps_as_words_to_change() -> None:
 
 
 @pytest.mark.parametrize("stores", range(STORES + 1))
-def test_a_worker_killed_after_any_store_loses_nothing_and_counts_nothing_twice(
-    stores: int, segments: list[str]
-) -> None:
+def test_a_worker_killed_after_any_store_loses_nothing_and_counts_nothing_twice(stores: int, segments: list[str]) -> None:
     mortal = MortalTable(2, 1)
     try:
         mortal.stores_left = stores
@@ -191,9 +189,7 @@ def test_a_death_that_the_lock_hides_is_seen(segments: list[str]) -> None:
         mortal.enter(0, 1, told=False, waited_ns=0)
         mortal.enter(0, 2, told=False, waited_ns=0)
         mortal.leave(2)
-        assert mortal.violations() == [
-            "the lock was handed on 1 times from inside the critical section and nobody was told"
-        ]
+        assert mortal.violations() == ["the lock was handed on 1 times from inside the critical section and nobody was told"]
         mortal.leave(1)
         assert "two workers were inside the critical section 1 times" in mortal.violations()
     finally:
@@ -226,9 +222,7 @@ def test_a_lost_file_and_a_wrong_digest_are_told_by_the_comparison(files: Path) 
 def test_a_file_that_somebody_changes_meanwhile_is_no_failure(files: Path) -> None:
     outcome = demo.Outcome(demo.Settings(files), folder.list_files(files))
     listed = outcome.listing.files
-    results = [
-        table.Result(State.DONE, 1, size, 1, content) for size, content in (folder.digest_of(f.path) for f in listed)
-    ]
+    results = [table.Result(State.DONE, 1, size, 1, content) for size, content in (folder.digest_of(f.path) for f in listed)]
     Path(listed[3].path).write_bytes(b"changed")
     Path(listed[4].path).unlink()
     job._compare(outcome, listed, [results], [])

@@ -13,7 +13,7 @@ hangs at the first worker that dies inside.
 """
 
 from .folder import DemoError, standard_library
-from .job import Interrupted, Outcome, Settings, run
+from .job import Outcome, Settings, SignalledError, run
 from .report import report
 
-__all__ = ["DemoError", "Interrupted", "Outcome", "Settings", "report", "run", "standard_library"]
+__all__ = ["DemoError", "Outcome", "Settings", "SignalledError", "report", "run", "standard_library"]

@@ -28,7 +28,7 @@ from .folder import DemoError, File, Listing, digest_of, list_files
 from .table import Phase, Result, State, Table, Word
 from .workers import AnyLock, work
 
-__all__ = ["Death", "Hang", "Interrupted", "Outcome", "Settings", "run"]
+__all__ = ["Death", "HangError", "Outcome", "Settings", "SignalledError", "run"]
 
 _TICK = 0.1
 """How often progress is shown and a hang looked for (seconds)."""
@@ -59,7 +59,7 @@ class Death:
     phase: Phase
 
 
-class Interrupted(Exception):
+class SignalledError(Exception):
     """A signal asked the demo to end."""
 
     def __init__(self, signum: int) -> None:
@@ -67,7 +67,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class Hang(Exception):
+class HangError(Exception):
     """Nothing has moved for ``Settings.timeout`` seconds; the message says who died holding the lock if known."""
 
 
@@ -108,7 +108,7 @@ def run(settings: Settings, progress: TextIO | None = None) -> Outcome:
     """Run the demo to its end and judge it; blocks for some ``settings.seconds``.
 
     Progress goes to ``progress`` (default stderr). Raises DemoError when it cannot start or a worker fails by itself,
-    and Interrupted on SIGINT and SIGTERM. No process and no shared memory is left behind in any case. A hang is no
+    and SignalledError on SIGINT and SIGTERM. No process and no shared memory is left behind in any case. A hang is no
     exception here: it is in ``Outcome.problems``.
     """
     outcome = Outcome(settings, list_files(settings.folder))
@@ -122,7 +122,7 @@ def run(settings: Settings, progress: TextIO | None = None) -> Outcome:
             while not passes or time.monotonic() - started < settings.seconds:
                 passes.append(_Pass(outcome, lock, line, signals).run())
                 outcome.passes += 1
-        except Hang as hang:
+        except HangError as hang:
             outcome.problems.append(str(hang))
         outcome.seconds = time.monotonic() - started
         if not outcome.problems:
@@ -178,9 +178,7 @@ class _Pass:
     def _supervise(self) -> None:
         settings = self._settings
         if settings.chaos:
-            self._chaos = Chaos(
-                self._context, self._table, settings.kills_per_second, settings.seed + self._outcome.passes
-            )
+            self._chaos = Chaos(self._context, self._table, settings.kills_per_second, settings.seed + self._outcome.passes)
         for slot in range(settings.workers):
             self._start(slot)
         while self._workers:
@@ -192,7 +190,7 @@ class _Pass:
                     raise DemoError("the chaos process has failed")
                 self._bury(sentinels[ended])
             if self._signals:
-                raise Interrupted(self._signals[0])
+                raise SignalledError(self._signals[0])
             self._show_progress()
             self._look_for_hang()
 
@@ -224,7 +222,7 @@ class _Pass:
         if sections != self._moved[0]:
             self._moved = (sections, now)
         elif now - self._moved[1] > self._settings.timeout:
-            raise Hang(self._describe_hang())
+            raise HangError(self._describe_hang())
 
     def _describe_hang(self) -> str:
         waiting = sum(self._table.phase(slot) is Phase.ENTERING for slot in self._workers)
@@ -258,7 +256,7 @@ def _compare(outcome: Outcome, files: Sequence[File], passes: list[list[Result]]
     """Hash everything once more, one file after the other, and compare with every pass."""
     for index, file in enumerate(files):
         if signals:
-            raise Interrupted(signals[0])
+            raise SignalledError(signals[0])
         expected = digest_of(file.path)
         wrong = [n for n, results in enumerate(passes, 1) if (results[index].size, results[index].digest) != expected]
         lost = [n for n, results in enumerate(passes, 1) if results[index].state is not State.DONE]
@@ -284,7 +282,7 @@ def _signals_noted() -> Iterator[list[int]]:
         yield noted
     finally:
         for signum, handler in old.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
 
 class _ProgressLine:

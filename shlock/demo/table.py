@@ -272,9 +272,7 @@ class Table:
         entry = self._entry_at(index)
         digest = b"".join(self._words[entry + _DIGEST + i].to_bytes(8, "big") for i in range(_DIGEST_WORDS))
         state = State(self._words[entry + _STATE])
-        return Result(
-            state, self._words[entry + _WHO], self._words[entry + _SIZE], self._words[entry + _COMMITS], digest
-        )
+        return Result(state, self._words[entry + _WHO], self._words[entry + _SIZE], self._words[entry + _COMMITS], digest)
 
     def violations(self) -> list[str]:
         """Which of T1 to T4 do not hold, and what the lock let happen, in words; empty if all is well."""

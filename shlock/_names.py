@@ -1,0 +1,311 @@
+"""Primitives by name: a domain is a chain of segments in which names are found by hash.
+
+Every process of one user that uses a domain attaches all of its segments.  A name is looked up without a lock and created
+under a lock of the kernel's, which the kernel drops when its holder dies.
+
+    N1  a name is visible only when its control block, its text and its place are complete: the hash is written last
+    N2  a name never moves and is never removed while its segment has a name of its own
+    N3  a segment is visible only when its header is complete: it gets its name last, in one step
+
+    killed after                    the table says        outcome
+    C1 text room taken              nothing               some bytes of text stay unused
+    C2 block and text written       nothing               the next creator uses the same block
+    C3 extensions taken             blocks without name   they stay unused
+    C4 hash written                 the name              the name is there, its primitive in its first state
+    C5 segment made, not published  nothing               the kernel frees it: it has no name yet
+    C6 segment published            an empty segment      the next creator uses it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from . import _layout as at
+from . import _process
+from ._arena import FIRST_BLOCKS, MOST_BLOCKS, Arena, Block, Declaration, extensions_for
+from ._segment import BYTE_CREATING, PREFIX, Segment
+from ._sys import SHM_FOLDER, SYSTEM, crash_points
+from .errors import SegmentError
+
+__all__ = ["DEFAULT_DOMAIN", "attach_named", "check_name", "domain_of", "name_at", "open_named", "segment_name"]
+
+DEFAULT_DOMAIN: Final = "default"
+CREATION_TIMEOUT: Final = 10.0  # seconds
+
+
+_domains: dict[str, list[Arena]] = {}
+_creation_descriptors: set[int] = set()
+
+
+def _drop_copies() -> None:
+    while _creation_descriptors:
+        SYSTEM.close(_creation_descriptors.pop())
+
+
+_process.refresh_in_child.append(_drop_copies)
+
+
+# -- one segment ---------------------------------------------------------------------------------------------------------
+
+
+def find(arena: Arena, name: bytes) -> int | None:
+    """Index of the block of that name.  Takes no lock; bounded also when the table is damaged."""
+    table, blocks, load = arena.layout.name_table, arena.layout.blocks, arena.words.load
+    wanted = _hash(name)
+    for index in _probe(wanted, blocks):
+        seen = load(table + index * at.NAME_WORDS + at.NAME_HASH)
+        if seen == at.HASH_FREE:
+            return None
+        if seen == wanted and name_at(arena, index) == name:
+            return index
+    return None
+
+
+def name_at(arena: Arena, index: int) -> bytes | None:
+    """The name of a block, or None."""
+    if not arena.layout.text:
+        return None
+    entry = arena.layout.name_table + index * at.NAME_WORDS
+    if arena.words.load(entry + at.NAME_HASH) <= at.HASH_EXTENSION:
+        return None
+    place = arena.words.load(entry + at.NAME_TEXT)
+    length, offset = place & 0xFFFF, place >> 16
+    if offset + length > arena.layout.text:
+        return None  # damaged: no name of anybody
+    first = arena.layout.text_start * at.WORD + offset
+    return bytes(arena.segment.memory[first : first + length])
+
+
+def insert(arena: Arena, name: bytes, declaration: Declaration) -> int | None:
+    """Create a name, under the creation lock.  None if this segment has no room."""
+    words, table, blocks = arena.words, arena.layout.name_table, arena.layout.blocks
+    count = 1 + extensions_for(declaration.cells)
+    used = words.load(at.HEADER_NAMES_USED)
+    text_used = words.load(at.HEADER_TEXT_USED)
+    if used + count > blocks * 7 // 8 or text_used + len(name) > arena.layout.text:
+        return None
+    wanted = _hash(name)
+    free = list(itertools.islice(_free_places(arena, wanted), count))
+    if len(free) < count:
+        return None
+    if crash_points:
+        crash_points[0]("N1 name: before the text is taken")
+    words.store(at.HEADER_TEXT_USED, text_used + len(name))
+    words.store(at.HEADER_NAMES_USED, used + count)
+    if crash_points:
+        crash_points[0]("C1 name: text room taken")
+    first = arena.layout.text_start * at.WORD + text_used
+    arena.segment.memory[first : first + len(name)] = name
+    index, extensions = free[0], free[1:count]
+    for extension in extensions:
+        words.store(table + extension * at.NAME_WORDS + at.NAME_HASH, at.HASH_EXTENSION)
+    if crash_points:
+        crash_points[0]("C3 name: extensions taken")
+    arena.declare(index, declaration, extensions)
+    entry = table + index * at.NAME_WORDS
+    words.store(entry + at.NAME_TEXT, text_used << 16 | len(name))
+    if crash_points:
+        crash_points[0]("C2 name: block and text written")
+    # N1: an exchange, so that on every processor all of the above is visible before the hash is.
+    words.compare_exchange(entry + at.NAME_HASH, at.HASH_FREE, wanted)
+    if crash_points:
+        crash_points[0]("C4 name: hash written")
+    return index
+
+
+def _free_places(arena: Arena, wanted: int) -> Iterator[int]:
+    table = arena.layout.name_table
+    for index in _probe(wanted, arena.layout.blocks):
+        if arena.words.load(table + index * at.NAME_WORDS + at.NAME_HASH) == at.HASH_FREE:
+            yield index
+
+
+@contextlib.contextmanager
+def creating(arena: Arena) -> Iterator[None]:
+    """Hold the creation lock of the domain, between processes and threads alike.
+
+    The lock belongs to a description of its own: a thread of this process is kept out too, and a child that is
+    forked meanwhile drops its copy at once (``_drop_copies``).
+    """
+    descriptor = SYSTEM.open_segment_again(arena.segment.fd)
+    _creation_descriptors.add(descriptor)
+    try:
+        deadline = SYSTEM.monotonic() + CREATION_TIMEOUT
+        while not SYSTEM.lock_byte(descriptor, BYTE_CREATING, shared=False):
+            if SYSTEM.monotonic() > deadline:
+                raise SegmentError(
+                    arena.segment.name,
+                    f"a process has been creating a name for {CREATION_TIMEOUT:.0f} s and does not go on",
+                    "Is one of its users stopped (state T in ps)? Let it run, or end it.",
+                )
+            SYSTEM.nap(0.0005)
+        yield
+    finally:
+        if descriptor in _creation_descriptors:  # not so in a forked child
+            _creation_descriptors.discard(descriptor)
+            SYSTEM.unlock_byte(descriptor, BYTE_CREATING)
+            SYSTEM.close(descriptor)
+
+
+def _hash(name: bytes) -> int:
+    number = int.from_bytes(hashlib.blake2b(name, digest_size=at.WORD).digest(), "little")
+    return number if number > at.HASH_EXTENSION + 1 else number + 4
+
+
+def _probe(number: int, size: int) -> Iterator[int]:
+    """Every index of a table once, from the one that a hash gives."""
+    first = number % size
+    yield from range(first, size)
+    yield from range(first)
+
+
+# -- the chain -----------------------------------------------------------------------------------------------------------
+
+
+def check_name(name: Any, what: str = "name") -> str:
+    """A name of a primitive or a domain, checked: str, not empty, at most 200 bytes of UTF-8, no NUL."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} {name!r} cannot be written in UTF-8: {error.reason}") from None
+    if not name or length > at.MAX_NAME or "\0" in name:
+        raise ValueError(f"{what} must have 1 to {at.MAX_NAME} bytes in UTF-8 and no NUL: {name[:40]!r} has {length} bytes")
+    return name
+
+
+def segment_name(domain: str, position: int = 0) -> str:
+    """File name of a segment of a domain.  Every user has names of his own."""
+    quoted = quote(domain, safe="")
+    if len(quoted) > 150:
+        quoted = f"{quoted[:100]}~{hashlib.blake2b(domain.encode(), digest_size=16).hexdigest()}"
+    return f"{PREFIX}-{SYSTEM.geteuid()}-{quoted}" + (f"+{position}" if position else "")
+
+
+def _chain(domain: str) -> list[Arena]:
+    """The segments of a domain, in order; at least one.  Attaches what others have added."""
+    arenas = _domains.setdefault(domain, [])
+    while True:
+        position = len(arenas)
+        arena = _attach(segment_name(domain, position))
+        if arena is None:
+            if arenas:
+                return arenas
+            arena = _publish(domain, 0)
+        if len(arenas) == position:
+            arenas.append(arena)
+
+
+def _attach(name: str) -> Arena | None:
+    try:
+        segment = Segment.attach(name)
+    except PermissionError:
+        owner = os.stat(f"{SHM_FOLDER}/{name}", follow_symlinks=False).st_uid
+        raise SegmentError(
+            name, f"it belongs to user {owner}", "Names are for the processes of one user: choose another domain."
+        ) from None
+    except SegmentError:
+        raise
+    except OSError as error:
+        raise SegmentError(name, f"it cannot be opened: {error.strerror}", f"Look at {SHM_FOLDER}/{name}.") from error
+    return None if segment is None else Arena.over(segment)
+
+
+def _publish(domain: str, position: int) -> Arena:
+    """Create a segment of a domain, or attach to the one that somebody else has just created."""
+    blocks = min(FIRST_BLOCKS * 4 << position, MOST_BLOCKS)
+    name = segment_name(domain, position)
+    while True:
+        arena = Arena.create(blocks, domain)
+        if crash_points:
+            crash_points[0]("C5 segment: made, not published")
+        if arena.segment.publish(name):
+            arena.creator = None
+            if crash_points:
+                crash_points[0]("C6 segment: published")
+            return arena
+        other = _attach(name)
+        if other is not None:
+            return other
+
+
+def attach_named(domain: str, name: str) -> Block:
+    """The block of a name that exists."""
+    for arena in _chain(domain):
+        index = find(arena, name.encode())
+        if index is not None:
+            return arena.block(index, name)
+    raise SegmentError(segment_name(domain), f"it has no {name!r} (any more)", "Create the primitive again.")
+
+
+def open_named(domain: str, name: str, declaration: Declaration) -> Block:
+    """The block of a name, created if there is none.  SegmentError if it exists as something else."""
+    encoded = name.encode()
+    arenas = _chain(domain)
+    for arena in arenas:
+        index = find(arena, encoded)
+        if index is not None:
+            return _checked(arena, index, name, declaration)
+    with creating(arenas[0]):
+        arenas = _chain(domain)
+        for arena in arenas:
+            index = find(arena, encoded)
+            if index is not None:
+                return _checked(arena, index, name, declaration)
+        for arena in arenas:
+            index = insert(arena, encoded, declaration)
+            if index is not None:
+                return arena.block(index, name)
+        while True:
+            arena = _publish(domain, len(arenas))
+            arenas.append(arena)
+            index = insert(arena, encoded, declaration)
+            if index is not None:
+                return arena.block(index, name)
+            if arena.layout.blocks == MOST_BLOCKS:
+                raise ValueError(f"{declaration.cells} permits or parties are more than one segment holds")
+
+
+def _checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
+    start = arena.layout.block(index)
+    word, parameter = arena.words.load(start + at.BLOCK_KIND), arena.words.load(start + at.BLOCK_PARAMETER)
+    kind = word & at.KIND
+    if not at.FREE_BLOCK < kind < at.EXTENSION:
+        raise arena.damaged(f"{name!r} is of no known kind ({kind})")
+    there = Declaration(kind, 0, parameter, 0, bool(word & at.OWNED), (word & at.POLICY) >> at.POLICY_SHIFT)
+    asked = Declaration(
+        wanted.kind, 0, wanted.parameter, 0, wanted.owned, there.policy if wanted.policy is None else wanted.policy
+    )
+    if there != asked:
+        raise SegmentError(
+            arena.segment.name,
+            f"{name!r} is {describe(there)} there, and {describe(asked)} is wanted",
+            "Use another name or domain, or ask for what is there.",
+        )
+    return arena.block(index, name)
+
+
+def describe(declaration: Declaration) -> str:
+    kind = at.KIND_NAMES[declaration.kind]
+    words = [f"{'an' if kind[0] in 'ER' else 'a'} {kind}"]
+    if declaration.kind in (at.SEMAPHORE, at.BOUNDED_SEMAPHORE):
+        words.append(f"of {declaration.parameter}{', owned' if declaration.owned else ''}")
+    elif declaration.kind == at.BARRIER:
+        words.append(f"of {declaration.parameter} parties")
+    policy = declaration.policy or 0
+    if policy:
+        words.append(f"with on_abandoned={at.POLICIES[policy]!r}" if policy < len(at.POLICIES) else "with an unknown policy")
+    return " ".join(words)
+
+
+def domain_of(file_name: str) -> str | None:
+    """The domain in the file name of a segment of this user, as far as it can be read; None if it is none of ours."""
+    prefix = f"{PREFIX}-{SYSTEM.geteuid()}-"
+    return unquote(file_name[len(prefix) :].split("+")[0]) if file_name.startswith(prefix) else None

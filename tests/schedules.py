@@ -1,0 +1,613 @@
+"""Two ways to put something between two steps of the real code: schedules and interrupts.
+
+*Schedules.*  A `World` has a few processes that are none: each is a copy of the package of its own, with an identity
+of its own, and all of them map the same arena.  Their threads are real, but one runs at a time: before each operation on
+a shared word that the protocol depends on (and before a post, and when it goes to sleep) a thread asks which one is next.
+`explore` runs a scenario again and again, depth first, until every schedule within the bound was run.
+
+A schedule is a list of decisions.  Where the running thread could go on, switching to another one is a *preemption*, and
+their number is bounded; where it cannot (asleep, finished, killed), all others are tried.  Further decisions: the running
+process is killed here, the sleep of a thread is over (its poll interval or its deadline), a signal handler raises in it.
+
+What is not modelled: stores that pass loads (every operation takes effect at once), and times between steps.
+
+*Interrupts.*  `Interrupt` makes a signal pending just before any chosen bytecode, by a trace function that is no Python
+code.  CPython then delivers it where it would deliver it: it looks at signals only when a function starts, a call of
+a C function returns, or a jump goes back.  So every place where a handler can run is reached, and no other.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import contextlib
+import ctypes
+import importlib
+import inspect
+import os
+import signal
+import sys
+import textwrap
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import shlock
+
+PACKAGE: Final = str(Path(shlock.__file__).parent)
+
+Modules = dict[str, Any]
+
+
+class Killed(BaseException):
+    """Ends a thread whose schedule is over; whatever it still does has no effect on shared words."""
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+class ScheduleFailure(AssertionError):
+    """A schedule after which a property does not hold."""
+
+
+# -- schedules ------------------------------------------------------------------------------------------------------------
+
+READY, ASLEEP, DONE, DEAD = "ready", "asleep", "done", "dead"
+
+
+class _Thread:
+    """A real thread that runs one body for each schedule, and only while it has the baton."""
+
+    def __init__(self, scheduler: Scheduler, number: int) -> None:
+        self.scheduler = scheduler
+        self.number = number
+        self.baton = threading.Lock()
+        self.baton.acquire()
+        self.ended = threading.Lock()
+        self.ended.acquire()
+        self.prepare(lambda: None, 0, False)
+        self.real = threading.Thread(target=self._run, daemon=True)
+        self.real.start()
+
+    def prepare(self, body: Callable[[], None], process: int, can_be_late: bool) -> None:
+        self.body = body
+        self.process = process
+        self.can_be_late = can_be_late  # asleep, it wakes up at its deadline (or to poll)
+        self.state = READY
+        self.spot: int | None = None
+        self.seconds = 0.0
+        self.clock = 0.0
+        self.raising: BaseException | None = None
+
+    def _run(self) -> None:
+        self.baton.acquire()
+        while self.scheduler.open:
+            scheduler = self.scheduler
+            try:
+                if scheduler.dooming:
+                    raise Killed
+                self.body()
+            except Killed:
+                pass
+            except BaseException as error:
+                scheduler.fail(f"thread {self.number}: {type(error).__name__}: {error}", error)
+            if not scheduler.dooming:
+                self.state = DONE
+                scheduler.steps.append((self.number, "ended", ""))
+                scheduler.hand_over(self)
+            self.ended.release()
+            self.baton.acquire()
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a schedule may hold, at most."""
+
+    preemptions: int
+    kills: int = 0
+    interruptions: int = 0
+    polls: bool = False  # else nobody wakes up but by a token or at its deadline
+
+    def __str__(self) -> str:
+        parts = [f"{self.preemptions} preemptions"]
+        parts += [f"{self.kills} kills"] if self.kills else []
+        parts += [f"{self.interruptions} interruptions"] if self.interruptions else []
+        return ", ".join(parts) + (", polling" if self.polls else ", no polling")
+
+
+@dataclass
+class _Choice:
+    taken: int
+    count: int
+
+
+class Scheduler:
+    """Runs the threads of one schedule, one at a time, and writes down which decisions there were."""
+
+    MOST_STEPS = 4000
+    MOST_POLLS_IN_VAIN = 60
+
+    def __init__(self) -> None:
+        self.open = True
+        self.dooming = False
+        self.by_ident: dict[int, _Thread] = {}
+        self.pool: list[_Thread] = []
+        self.threads: list[_Thread] = []
+        self.over = threading.Lock()
+        self.over.acquire()
+        self.steps: list[tuple[int, str, Any]] = []
+        self.tokens: dict[int, int] = {}
+        self.ticks = 0
+
+    def close(self) -> None:
+        self.open = False
+        for thread in self.pool:
+            thread.baton.release()
+            thread.real.join()
+
+    # What the controlling thread calls.
+
+    def run(
+        self, bodies: Sequence[tuple[Callable[[], None], int, bool]], bound: Bound, choices: list[int],
+        on_kill: Callable[[int], None], at_end: Callable[[], None],
+    ) -> list[_Choice]:  # fmt: skip
+        while len(self.pool) < len(bodies):
+            thread = _Thread(self, len(self.pool))
+            self.pool.append(thread)
+            assert thread.real.ident is not None
+            self.by_ident[thread.real.ident] = thread
+        self.threads = self.pool[: len(bodies)]
+        for thread, prepared in zip(self.threads, bodies, strict=True):
+            thread.prepare(*prepared)
+        self.bound, self.choices, self.made = bound, choices, []
+        self.on_kill = on_kill
+        self.preemptions = self.kills = self.interruptions = self.polls_in_vain = self.ticks = 0
+        self.steps, self.tokens = [], {}
+        self.failure: str | None = None
+        self.cause: BaseException | None = None
+        first = self._next(None)
+        assert first is not None
+        first.baton.release()
+        self.over.acquire()
+        stuck = [thread for thread in self.threads if thread.state in (READY, ASLEEP)]
+        if self.failure is None and stuck:
+            self.failure = f"nobody can go on, but {', '.join(f'{t.number} is {t.state}' for t in stuck)}"
+        if self.failure is None:
+            try:
+                at_end()
+            except AssertionError as error:
+                self.failure, self.cause = f"at the end: {error}", error
+        self.dooming = True
+        try:
+            for thread in self.threads:
+                if thread.state is not DONE:
+                    thread.baton.release()
+                thread.ended.acquire()
+        finally:
+            self.dooming = False
+        return self.made
+
+    # What the running thread calls.
+
+    def step(self, what: str, where: Any) -> None:
+        """A thread is about to do something that others can see."""
+        thread = self.by_ident.get(threading.get_ident())
+        if thread is None:
+            return
+        if self.dooming:
+            raise Killed
+        self.hand_over(thread)
+        self.steps.append((thread.number, what, where))
+
+    def quiet(self) -> None:
+        """A thread is about to do something that nobody's decision depends on."""
+        if self.dooming and threading.get_ident() in self.by_ident:
+            raise Killed
+
+    def sleep(self, spot: int, seconds: float) -> None:
+        thread = self.by_ident[threading.get_ident()]
+        if self.dooming:
+            raise Killed
+        self.steps.append((thread.number, "sleeps", f"spot {spot}"))
+        thread.state, thread.spot, thread.seconds = ASLEEP, spot, seconds
+        self.hand_over(thread)
+        error, thread.raising = thread.raising, None
+        if error is not None:
+            raise error
+
+    def post(self, spot: int) -> None:
+        self.step("posts", f"spot {spot}")
+        self.tokens[spot] = self.tokens.get(spot, 0) + 1
+
+    def clock(self) -> float:
+        thread = self.by_ident.get(threading.get_ident())
+        return 0.0 if thread is None else thread.clock
+
+    def tick(self) -> int:
+        self.ticks += 1
+        return self.ticks
+
+    def fail(self, text: str, cause: BaseException | None = None) -> None:
+        if self.failure is None and not self.dooming:
+            self.failure, self.cause = text, cause
+
+    def hand_over(self, thread: _Thread) -> None:
+        """Decide who is next and, if it is another one, wait for the baton."""
+        following = self._next(thread)
+        if following is thread:
+            return
+        if following is None:
+            self.over.release()
+        else:
+            following.baton.release()
+        if thread.state is DONE:
+            return  # its next body waits for the baton
+        thread.baton.acquire()
+        if self.dooming:
+            raise Killed
+
+    def _next(self, current: _Thread | None) -> _Thread | None:
+        while True:
+            if self.failure is not None or len(self.steps) > self.MOST_STEPS:
+                self.fail("too many steps")
+                return None
+            options = self._options(current)
+            if not options:
+                return None
+            option = self._choose(len(options))
+            action, thread, cost = options[option]
+            self.preemptions += cost
+            if action == "kill":
+                self.kills += 1
+                self.steps.append((thread.number, "KILLED", ""))
+                for other in self.threads:
+                    if other.process == thread.process and other.state is not DONE:
+                        other.state = DEAD
+                self.on_kill(thread.process)
+                continue
+            if thread.state is ASLEEP:
+                spot = thread.spot
+                assert spot is not None
+                if action == "time over":
+                    thread.clock += thread.seconds
+                    self.steps.append((thread.number, "time over", ""))
+                elif action == "interrupt":
+                    self.interruptions += 1
+                    thread.raising = Interrupted()
+                    self.steps.append((thread.number, "INTERRUPTED", ""))
+                else:
+                    self.tokens[spot] -= 1
+                    self.polls_in_vain = 0
+                thread.state = READY
+            return thread
+
+    def _options(self, current: _Thread | None) -> list[tuple[str, _Thread, int]]:
+        bound = self.bound
+        options: list[tuple[str, _Thread, int]] = []
+        goes_on = current is not None and current.state is READY
+        if goes_on:
+            assert current is not None
+            options.append(("run", current, 0))
+        price = 1 if goes_on else 0
+        asleep = [thread for thread in self.threads if thread.state is ASLEEP]
+        if self.preemptions + price <= bound.preemptions:
+            for thread in self.threads:
+                if thread is not current and thread.state is READY:
+                    options.append(("run", thread, price))
+            options += [("run", thread, price) for thread in asleep if self.tokens.get(thread.spot or 0)]
+        nobody = not options
+        for thread in asleep:
+            if not (thread.can_be_late or bound.polls):
+                continue
+            if nobody:
+                options.append(("time over", thread, 0))
+            elif self.preemptions < bound.preemptions and not self.tokens.get(thread.spot or 0):
+                options.append(("time over", thread, 1))
+        if nobody and options:
+            self.polls_in_vain += 1
+            if self.polls_in_vain > self.MOST_POLLS_IN_VAIN:
+                self.fail("everybody polls for ever")
+                return []
+            if bound.polls:
+                del options[1:]  # nobody else can do anything: who looks first makes no difference but for the order
+        if self.kills < bound.kills and current is not None and current.state in (READY, ASLEEP):
+            options.append(("kill", current, 0))
+        if self.interruptions < bound.interruptions:
+            options += [("interrupt", thread, price) for thread in asleep if self.preemptions + price <= bound.preemptions]
+        return options
+
+    def _choose(self, count: int) -> int:
+        position = len(self.made)
+        taken = self.choices[position] if position < len(self.choices) else 0
+        if taken >= count:
+            self.fail(f"decision {position} has {count} options and had more before: the code is not deterministic")
+            taken = 0
+        self.made.append(_Choice(taken, count))
+        return taken
+
+
+class _View:
+    """The words of one process: a memoryview whose accesses are steps."""
+
+    def __init__(self, words: memoryview, scheduler: Scheduler, names: dict[int, str]) -> None:
+        self.words = words
+        self.scheduler = scheduler
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Taken([self[i] for i in range(*index.indices(len(self.words)))])
+        if index in self.names:
+            self.scheduler.step("loads", self.names[index])
+        else:
+            self.scheduler.quiet()
+        return self.words[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if not isinstance(index, slice) and index in self.names:
+            self.scheduler.step("stores", self.names[index])
+        else:
+            self.scheduler.quiet()
+        self.words[index] = value
+
+
+class _Taken(list[int]):
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
+class _NoSemaphore:
+    def __init__(self, name: str) -> None:
+        pass
+
+
+def _load_package() -> Modules:
+    """A second, third, ... copy of the package."""
+
+    def take_out() -> Modules:
+        names = [name for name in sys.modules if name == "shlock" or name.startswith("shlock.")]
+        return {name: sys.modules.pop(name) for name in names}
+
+    first = take_out()
+    try:
+        importlib.import_module("shlock")
+        return {name.removeprefix("shlock").removeprefix("."): module for name, module in take_out().items()}
+    finally:
+        sys.modules.update(first)
+
+
+class Process:
+    """A process that is none: a copy of the package with an identity of its own."""
+
+    def __init__(self, number: int, world: World) -> None:
+        self.number = number
+        self.world = world
+        self.modules = modules = _load_package()
+        scheduler, process, owned = world.scheduler, modules["_process"], modules["_owned"]
+        self.word = process.make_word(100_000 + number, 1_000 + number)
+        process.current = process.ProcessIdentity(100_000 + number, self.word)
+        process.identity_cell.value = self.word
+        process.is_alive = world.is_alive
+        modules["_arena"].SPOTS = 6
+        system = modules["_sys"].SYSTEM
+        system.monotonic, system.monotonic_ns = scheduler.clock, scheduler.tick
+        system.create_semaphore = lambda name: None
+        system.usable_cores = lambda: 1
+        owned._cores = (float("inf"), 1)  # one look before going to sleep
+        owned.warnings = types.SimpleNamespace(warn=lambda warning, stacklevel: world.told.append(number))
+        parking = modules["_parking"]
+        parking.posix_ipc = types.SimpleNamespace(
+            Semaphore=_NoSemaphore, BusyError=OSError, SignalError=OSError, ExistentialError=OSError
+        )
+        parking.Parking._sleep = lambda self, spot, seconds: scheduler.sleep(spot.index, seconds)
+        parking.Parking._post = lambda self, index: scheduler.post(index)
+        parking.Parking._start_janitor = lambda self: None
+        del parking.Spot.__del__
+        atomic = modules["_atomic"]
+        place_of: dict[Any, int] = {}
+        make_pointer = atomic.Words.pointer
+
+        def pointer(words: Any, index: int) -> Any:
+            made = make_pointer(words, index)
+            place_of[made] = index
+            return made
+
+        atomic.Words.pointer = pointer
+        names = world.names
+
+        def stepping(real: Callable[..., Any], what: str) -> Callable[..., Any]:
+            def call(word: Any, first: Any, second: Any) -> Any:
+                place = place_of[word]
+                if place in names:
+                    scheduler.step(what, names[place])
+                else:
+                    scheduler.quiet()
+                return real(word, first, second)
+
+            return call
+
+        compare_exchange = stepping(atomic.raw_compare_exchange, "compare-exchanges")
+        atomic.raw_compare_exchange = owned.raw_compare_exchange = compare_exchange
+        atomic._raw_exchange = stepping(atomic._raw_exchange, "exchanges")
+        if number == 0:
+            self.arena = modules["_arena"].Arena.create(16)
+        else:
+            fd = os.dup(world.processes[0].arena.segment.fd)
+            self.arena = modules["_arena"].Arena.over(modules["_segment"].Segment(fd))
+        self.arena.words.view = _View(self.arena.words.view, scheduler, names)
+        self.blocks: list[Any] = []
+
+    def reset(self) -> None:
+        """As it was before its first schedule."""
+        owned, parking = self.modules["_owned"], self.modules["_parking"]
+        owned._in_child()
+        owned._zeros[:] = [owned._cell(0) for _ in range(4)]
+        self.arena.parking = None
+        place = parking.parking_of(self.arena)
+        for _ in range(self.world.spots_each):
+            place.pool.append(place._claim())
+
+    def primitive(self, kind: str, block: int, state: Any = None) -> Any:
+        """The Lock, Event, ... in that block, as this process sees it."""
+        cls = getattr(self.modules["synchronize"], kind)
+        made = cls.__new__(cls)
+        made._bind(self.blocks[block])
+        made._restore(state)
+        return made
+
+
+class World:
+    """Some processes, the blocks that they share, and what happened to them in the present schedule."""
+
+    def __init__(self, processes: int, *kinds: str, parameter: int = 0, first_word: int = 0, spots_each: int = 1) -> None:
+        self.scheduler = Scheduler()
+        self.names: dict[int, str] = {}  # words whose accesses are steps
+        self.told: list[int] = []
+        self.inside: set[int] = set()
+        self.dead: set[int] = set()
+        self.died_inside: list[bool] = []
+        self.spots_each = spots_each
+        self.processes: list[Process] = []
+        for number in range(processes):
+            self.processes.append(Process(number, self))
+        first = self.processes[0]
+        at, arena = first.modules["_layout"], first.arena
+        self.memory = arena.words.view.words
+        self.layout = arena.layout
+        self.at = at
+        self.starts: list[tuple[int, int]] = []
+        for number, kind in enumerate(kinds):
+            code = at.KIND_NAMES.index(kind)
+            cells = parameter if code == at.BARRIER else 0
+            declaration = first.modules["_arena"].Declaration(code, first_word, parameter, cells)
+            index = arena.take_block() or arena.take_block()
+            arena.declare(index, declaration, [])
+            self.starts.append((self.layout.block(index), first_word))
+            self.names[self.layout.block(index) + at.BLOCK_WORD] = kind if kinds.count(kind) == 1 else f"{kind} {number}"
+            for cell in range(cells):
+                self.names[self.layout.block(index) + at.BLOCK_CELLS + cell] = f"party {cell}"
+            for process in self.processes:
+                block = process.arena.block(index)
+                block.exported = True
+                process.blocks.append(block)
+        for spot in range(self.layout.spots):
+            self.names[self.layout.spot(at.SPOT_STATE, spot)] = f"S {spot}"
+
+    def close(self) -> None:
+        self.scheduler.close()
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def is_alive(self, word: int) -> bool:
+        return all(word & self.at.OWNER != self.processes[number].word for number in self.dead)
+
+    def reset(self) -> None:
+        self.told, self.inside, self.dead, self.died_inside = [], set(), set(), []
+        for start, first_word in self.starts:
+            for place in (self.at.BLOCK_DEAD, self.at.BLOCK_FOUND, self.at.BLOCK_SINCE):
+                self.memory[start + place] = 0
+            for cell in range(self.at.BLOCK_CELL_COUNT):
+                self.memory[start + self.at.BLOCK_CELLS + cell] = 0
+            self.memory[start] = first_word
+        spots = self.layout.spot(self.at.SPOT_STATE, 0)
+        for place in range(spots, spots + self.at.SPOT_ARRAYS * self.layout.spots):
+            self.memory[place] = 0
+        for process in self.processes:
+            process.reset()
+
+    def kill(self, process: int) -> None:
+        """The scheduler killed that process."""
+        self.dead.add(process)
+        self.inside.discard(process)
+        self.died_inside.append(self.word() & self.at.OWNER == self.processes[process].word)
+
+    def word(self, block: int = 0) -> int:
+        """W of a block, seen without a step."""
+        return self.memory[self.starts[block][0]]
+
+    def visit(self, who: int) -> None:
+        """What the lock guards: one at a time."""
+        others = self.inside - {who}
+        assert not others, f"{who} is inside together with {others}"
+        self.inside.add(who)
+        self.scheduler.step("is", "inside")
+        assert self.inside == {who}, f"{self.inside} are inside together"
+        self.inside.discard(who)
+
+    def spots_in_use(self) -> list[int]:
+        """Spots of the living that are not IDLE."""
+        at = self.at
+        return [
+            spot
+            for spot in range(self.layout.spots)
+            if self.memory[self.layout.spot(at.SPOT_STATE, spot)] & at.STATE
+            and self.is_alive(self.memory[self.layout.spot(at.SPOT_CLAIM, spot)])
+        ]
+
+
+@dataclass
+class Scenario:
+    """What is run under every schedule: `start` makes everything new and returns the threads."""
+
+    world: World
+    start: Callable[[], list[tuple[Callable[[], None], int, bool]]]
+    at_end: Callable[[], None] = field(default=lambda: None)
+
+
+def explore(scenario: Scenario, bound: Bound, most: int = 1_000_000) -> int:
+    """Run every schedule within the bound; how many there were.  ScheduleFailure with its steps if one fails."""
+    world = scenario.world
+    choices: list[int] = []
+    count = 0
+    while True:
+        world.reset()
+        made = world.scheduler.run(scenario.start(), bound, choices, world.kill, scenario.at_end)
+        count += 1
+        if world.scheduler.failure is not None:
+            steps = "\n".join(f"    {number}  {what} {where}" for number, what, where in world.scheduler.steps[-200:])
+            raise ScheduleFailure(
+                f"schedule {count} (decisions {[choice.taken for choice in made]}): {world.scheduler.failure}\n{steps}"
+            ) from world.scheduler.cause
+        assert count <= most, f"more than {most} schedules"
+        while made and made[-1].taken + 1 >= made[-1].count:
+            made.pop()
+        if not made:
+            return count
+        choices = [choice.taken for choice in made]
+        choices[-1] += 1
+
+
+@contextlib.contextmanager
+def mutated(world: World, where: str, old: str, new: str) -> Iterator[None]:
+    """All processes of the world run `where` (module.function or module.Class.method) with `old` replaced by `new`."""
+    module_name, *path = where.split(".")
+    undo = []
+    for process in world.processes:
+        module = process.modules[module_name]
+        holder: Any = module
+        for name in path[:-1]:
+            holder = getattr(holder, name)
+        real = getattr(holder, path[-1])
+        source = textwrap.dedent(inspect.getsource(real))
+        assert source.count(old) == 1, f"{where} has {source.count(old)} times {old!r}"
+        code = compile(source.replace(old, new), module.__file__, "exec", __future__.annotations.compiler_flag, True)
+        made: dict[str, Any] = {}
+        exec(code, module.__dict__, made)
+        setattr(holder, path[-1], made[path[-1]])
+        undo.append((holder, path[-1], real))
+    try:
+        yield
+    finally:
+        for holder, name, real in undo:
+            setattr(holder, name, real)
