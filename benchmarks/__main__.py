@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import contended, fairness, lifecycle, recovery, targets, uncontended
 from .peers import Scratch
-from .report import Findings, facts_line, machine_facts
+from .report import Findings, facts_line, load_warning, machine_facts
 
 GROUPS: dict[str, Callable[[bool, Scratch], Findings]] = {
     "uncontended": uncontended.run,
@@ -49,6 +49,8 @@ def main() -> int:
 def _run(quick: bool, only: list[str], document: Path | None) -> None:
     facts = machine_facts()
     print(facts_line(facts), end="\n\n", flush=True)
+    if warning := load_warning():
+        print(warning, end="\n\n", flush=True)
     groups: dict[str, dict[str, object]] = {}
     with Scratch() as scratch:
         for name in only:

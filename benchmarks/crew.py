@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import time
 import warnings
@@ -38,8 +39,9 @@ def die_with_parent() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    """An exception in one short line, the folders of paths left out: reports are published."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return re.sub(r"(?<!\w)/(?:[^\s/]+/)+", "", text)[:120]
 
 
 def _describe_exit(code: int) -> str:

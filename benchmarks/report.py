@@ -110,3 +110,14 @@ def facts_line(facts: dict[str, object]) -> str:
         f"{facts['cpus_usable']} of {facts['cpus']} CPUs ({facts['processor'] or 'unnamed'}), "
         f"load {facts['load_average_at_start']:.2f}"
     )
+
+
+def load_warning() -> str | None:
+    """A line to print if others are using the machine, or None."""
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load < cpus / 2:
+        return None
+    return (
+        f"Others use this machine (load {load:.1f} on {cpus} CPUs): what is measured with several processes, "
+        "contended, recovery and fairness, will show that more than the locks."
+    )

@@ -37,10 +37,11 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import math
 import os
+import secrets
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import spawn, util
 from typing import Any, Final, Protocol
 
@@ -59,6 +60,7 @@ __all__ = ["POLL_INTERVAL", "Parking", "Spot", "Waiter", "deadline_after", "park
 POLL_INTERVAL: Final = 0.010  # seconds, of the waiter that is first in line
 LONGEST_POLL_INTERVAL: Final = 1.0
 LONGEST_MASKED_SLEEP: Final = 0.020
+LOOKS_FOR_THE_DEAD: Final = 8  # spots that are looked at before a new one is used
 #: A releaser that finds a wake-up under way leaves it at that, but not more often than this in a row: the chosen thread
 #: may be stopped, or be waiting for a processor for long.
 MOST_SKIPS: Final = 50
@@ -350,9 +352,14 @@ class Parking:
     def _claim(self) -> Spot:
         me = _process.current.word
         claims = self.layout.spot(at.SPOT_CLAIM, 0)
-        index = self._claim_free(me, claims)
+        used, spots = min(self.words.load(at.HEADER_SPOTS_USED), self.layout.spots), self.layout.spots
+        index = self._claim_free(me, range(used))
+        if index is None:  # a few places where a dead thread may have left its spot, before the table grows
+            index = self._claim_dead([secrets.randbelow(used) for _ in range(min(used, LOOKS_FOR_THE_DEAD))])
         if index is None:
-            index = self._claim_dead(me, claims)
+            index = self._claim_free(me, range(used, spots))
+        if index is None:
+            index = self._claim_dead(range(spots))
         if index is None:
             raise SegmentError(
                 self.segment.name or "without a name",
@@ -373,24 +380,27 @@ class Parking:
             self.words.store(claims + index, 0)
             raise
 
-    def _claim_free(self, me: int, claims: int) -> int | None:
-        for index, claim in enumerate(self.words.view[claims : claims + self.layout.spots].tolist()):
+    def _claim_free(self, me: int, indices: range) -> int | None:
+        claims = self.layout.spot(at.SPOT_CLAIM, 0)
+        seen = self.words.view[claims + indices.start : claims + indices.stop].tolist()
+        for index, claim in zip(indices, seen, strict=True):
             if not claim and self.words.compare_exchange(claims + index, 0, me):
                 return index
         return None
 
-    def _claim_dead(self, me: int, claims: int) -> int | None:
-        for index in range(self.layout.spots):
+    def _claim_dead(self, indices: Iterable[int]) -> int | None:
+        claims = self.layout.spot(at.SPOT_CLAIM, 0)
+        for index in indices:
             claim = self.words.load(claims + index)
-            if not _process.is_alive(claim) and self._reap(index, claim):
+            if claim and not _process.is_alive(claim) and self._reap(index, claim):
                 return index
         return None
 
     def _reap(self, index: int, claim: int) -> bool:
         """I4: take a dead thread's spot.  False if somebody else did.
 
-        The claim comes first, so that one process reaps a spot; its wake-up goes on before S is IDLE, so that it is not lost if
-        the reaper dies in between: whoever reaps the reaper then passes it on once more.
+        The claim comes first, so that one process reaps a spot.  The wake-up goes on before S is IDLE, so that it is not
+        lost if the reaper dies in between: whoever reaps the reaper then passes it on once more.
         """
         if not self.words.compare_exchange(self.layout.spot(at.SPOT_CLAIM, index), claim, _process.current.word):
             return False

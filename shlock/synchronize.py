@@ -8,7 +8,7 @@ exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond 
 
 ``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process
 dies, a waiter gets the lock and is told.  A thread that ends without releasing, in a process that lives on, is not a dead
-owner.  A plain Semaphore has no owners: it may be acquired here and released there, and the permit of a dead process is gone.
+owner.  A plain Semaphore has no owners: it may be acquired here and released there; a dead process's permit is gone.
 
 Objects without a name can be pickled only while a process is being spawned, as multiprocessing's; those with a name always.
 """

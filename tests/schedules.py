@@ -401,7 +401,7 @@ class Process:
         system.create_semaphore = lambda name: None
         system.usable_cores = lambda: 1
         owned._cores = (float("inf"), 1)  # one look before going to sleep
-        owned.warnings = types.SimpleNamespace(warn=lambda warning, stacklevel: world.told.append(number))
+        owned.warnings = types.SimpleNamespace(warn=lambda warning, stacklevel: world.tell(number))
         parking = modules["_parking"]
         parking.posix_ipc = types.SimpleNamespace(
             Semaphore=_NoSemaphore, BusyError=OSError, SignalError=OSError, ExistentialError=OSError
@@ -450,6 +450,8 @@ class Process:
         owned._in_child()
         owned._zeros[:] = [owned._cell(0) for _ in range(4)]
         self.arena.parking = None
+        for block in self.blocks:
+            block.local = None
         place = parking.parking_of(self.arena)
         for _ in range(self.world.spots_each):
             place.pool.append(place._claim())
@@ -473,6 +475,7 @@ class World:
         self.inside: set[int] = set()
         self.dead: set[int] = set()
         self.died_inside: list[bool] = []
+        self.told_after_death = 0
         self.spots_each = spots_each
         self.processes: list[Process] = []
         for number in range(processes):
@@ -513,7 +516,7 @@ class World:
         return all(word & self.at.OWNER != self.processes[number].word for number in self.dead)
 
     def reset(self) -> None:
-        self.told, self.inside, self.dead, self.died_inside = [], set(), set(), []
+        self.told, self.inside, self.dead, self.died_inside, self.told_after_death = [], set(), set(), [], 0
         for start, first_word in self.starts:
             for place in (self.at.BLOCK_DEAD, self.at.BLOCK_FOUND, self.at.BLOCK_SINCE):
                 self.memory[start + place] = 0
@@ -530,7 +533,15 @@ class World:
         """The scheduler killed that process."""
         self.dead.add(process)
         self.inside.discard(process)
-        self.died_inside.append(self.word() & self.at.OWNER == self.processes[process].word)
+        inside = self.word() & self.at.OWNER == self.processes[process].word
+        self.died_inside.append(inside)
+        if inside:
+            self.told_after_death = 0
+
+    def tell(self, process: int) -> None:
+        """That process, as an heir, was told that somebody died inside."""
+        self.told.append(process)
+        self.told_after_death += 1
 
     def word(self, block: int = 0) -> int:
         """W of a block, seen without a step."""

@@ -41,7 +41,7 @@ FAMILIES: dict[str, Callable[[str], Context]] = {
     "shlock": shlock.get_context,
 }
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds to wait for what must happen; only a hang takes this long."""
 
 QUIET = 0.2
@@ -1067,6 +1067,18 @@ def test_resetting_a_barrier_breaks_it_only_for_those_who_wait(spanning: Context
     assert barrier.broken is False
     other = InProcess(spanning, _pass, barrier)
     assert sorted([barrier.wait(), other.result()]) == [0, 1]
+
+
+def test_a_party_that_ends_normally_does_not_break_a_barrier(spanning: Context) -> None:
+    barrier = spanning.Barrier(2, timeout=PATIENCE)
+    for _ in range(2):
+        party = InProcess(spanning, _pass, barrier)
+        assert sorted([barrier.wait(), party.result()]) == [0, 1]
+        # That party's process is gone, and who waits now has time to notice.
+        waiting = InThread(barrier.wait)
+        eventually(lambda: barrier.n_waiting == 1)
+        stays(lambda: not barrier.broken)
+        assert sorted([barrier.wait(), waiting.result()]) == [0, 1]
 
 
 @pytest.mark.parametrize("spelling", ["argument", "default", "argument over default"])

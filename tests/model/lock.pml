@@ -26,8 +26,8 @@
  * tokens, one per spot    what its semaphore holds; stale ones cost an empty wake-up each
  * claim, one per spot     whose spot it is: 0, or a thread; a dead one's may be taken over
  *
- * I1  Somebody asleep implies that the lock is held with PARKED, or that a wake-up is under way: a NOTIFIED spot, a
- *     waiter between its token and its look at W, or a thread inside unpark_one.  (Until somebody dies.)
+ * I1  Somebody asleep implies that the lock is held with PARKED, or that a wake-up is under way: a token, a post about to
+ *     be made, a waiter about to look at W, or a thread inside unpark_one.  (Until somebody dies.)
  * I2  Whoever is inside owns W, and nobody else is inside.
  * I3  A death is owed to the next owner exactly while W has a dead owner, or DIED and an owner who was not told yet.
  * I4  A spot that is not IDLE belongs to a thread that waits, or to a dead one.
@@ -156,6 +156,7 @@ byte dead;                  /* a bit for each thread */
 byte inside[LOCKS];         /* who is in the critical section */
 bool owed[LOCKS];           /* a death that nobody was told of */
 byte stage[THREADS + 2];    /* where a thread is, and with which lock */
+byte posting[SPOTS];        /* how many are between their exchange of S and their post */
 byte crashes, polls, finished;
 #if FOREIGN
 byte duty[LOCKS];           /* whose acquisition Releaser is to release */
@@ -197,14 +198,13 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #define POLL_HELPS(key) (FREE(W[key]) || DEAD_OWNER(W[key]) || !(W[key] & PARKED) || ANY_SPOT(REAPABLE, key))
 
 #define ANY_THREAD(P, k) (P(1, k) || P(2, k) || (THREADS > 2 && P(3 % (THREADS + 1), k)) || (THREADS > 3 && P(4 % (THREADS + 1), k)))
-#define SLEEPS(t, k) ( \
-    stage[t] == STAGE(SLEEP, k) && STATE(S[((t) + SPOTS - 1) % SPOTS]) == WAITING && tokens[((t) + SPOTS - 1) % SPOTS] == 0)
-#define UNDER_WAY(t, k)    (stage[t] == STAGE(LOOK, k) || stage[t] == STAGE(WAKE, k))
-#define NOTIFIED_FOR(i, k) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (k) && !IS_DEAD(claim[i]))
+#define SLEEPS(i, k)    (stage[claim[i]] == STAGE(SLEEP, k) && tokens[i] == 0 && posting[i] == 0)
+#define AWAKES(i, k)    (stage[claim[i]] == STAGE(SLEEP, k) && (tokens[i] != 0 || posting[i] != 0))
+#define UNDER_WAY(t, k) (stage[t] == STAGE(LOOK, k) || stage[t] == STAGE(WAKE, k))
 
-/* Somebody sleeps on this lock, and no living thread is going to wake it. */
+/* Somebody sleeps on this lock, and nobody is going to wake it. */
 #define LOST(k) ( \
-    ANY_THREAD(SLEEPS, k) && !ANY_SPOT(NOTIFIED_FOR, k) && !ANY_THREAD(UNDER_WAY, k) && !(FOREIGN && UNDER_WAY(THREADS + 1, k)) \
+    ANY_SPOT(SLEEPS, k) && !ANY_SPOT(AWAKES, k) && !ANY_THREAD(UNDER_WAY, k) && !(FOREIGN && UNDER_WAY(THREADS + 1, k)) \
     && !(!FREE(W[k]) && !DEAD_OWNER(W[k]) && (W[k] & PARKED)))
 
 #if POLL == 2
@@ -214,6 +214,12 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #else
 #define POLL_NOW(key) false
 #endif
+
+/* `seen` is 0 exactly between the exchange of S and the post. */
+inline forget_scan() {
+    if :: chosen != NOBODY && seen == 0 -> posting[chosen]-- :: else fi;
+    other = 0; chosen = NOBODY; seen = 0; in_flight = 0
+}
 
 /* Death at this step.  The memory of a dead thread stays as it is; what it had in its store buffer arrives. */
 inline die() {
@@ -229,7 +235,8 @@ inline die() {
         lock++
     :: else -> break
     od;
-    lock = 0; nested = 0; told = 0; got = 0; again = 0; in_release = 0; spot = NOBODY; other = 0; chosen = NOBODY; seen = 0; in_flight = 0; round = 0
+    lock = 0; nested = 0; told = 0; got = 0; again = 0; in_release = 0; spot = NOBODY; round = 0;
+    forget_scan()
 }
 #if CRASHES
 #define MAY_DIE :: atomic { crashes < CRASHES -> die(); goto end_of_thread }
@@ -248,7 +255,6 @@ inline die() {
 #define MAY_REPEAT_R3
 #endif
 
-inline forget_scan() { other = 0; chosen = NOBODY; seen = 0; in_flight = 0 }
 
 inline post() { tokens[chosen] = (tokens[chosen] < TOKENS -> tokens[chosen] + 1 : TOKENS) }
 
@@ -604,7 +610,7 @@ notify: /* Nobody knows, after an exception, whether the exchange was made: the 
 #endif
     :: atomic {
         S[chosen] == seen || (IS(NOTIFY_BLIND) && STATE(S[chosen]) == WAITING) ->
-        S[chosen] = (S[chosen] & ~3) | NOTIFIED; seen = 0
+        S[chosen] = (S[chosen] & ~3) | NOTIFIED; seen = 0; posting[chosen]++
     }
     :: atomic { S[chosen] != seen && !(IS(NOTIFY_BLIND) && STATE(S[chosen]) == WAITING) -> forget_scan(); goto unpark_one }
     fi;
@@ -736,11 +742,11 @@ scan:
     };
     atomic {
         if
-        :: S[chosen] == seen -> S[chosen] = (S[chosen] & ~3) | NOTIFIED
+        :: S[chosen] == seen -> S[chosen] = (S[chosen] & ~3) | NOTIFIED; seen = 0; posting[chosen]++
         :: else -> forget_scan(); goto scan
         fi
     };
-    atomic { post(); goto done };
+    atomic { post(); forget_scan(); goto done };
 clear:
     atomic { if :: W[lock] == PARKED -> W[lock] = 0 :: else fi; goto done };
 done:
