@@ -106,6 +106,8 @@ def _keep_name(make: Callable[[str], Any], board: Board) -> None:
 def _shlock_named(scratch: Scratch, crew: Crew) -> Maker:
     shlock = importlib.import_module("shlock")
     domain = scratch.name()
+    clean = importlib.import_module("shlock.snapshot").clean
+    scratch.at_exit(lambda: clean(domain))  # At the very end: by then nobody uses the domain any more.
 
     def make(name: str = "kept") -> Any:
         return shlock.Lock(name, domain=domain)
@@ -114,8 +116,7 @@ def _shlock_named(scratch: Scratch, crew: Crew) -> Maker:
     board = Board(1)
     crew.start(_keep_name, make, board)
     board.await_all([board.row(0)], TIMEOUT_S, crew)
-    clean = importlib.import_module("shlock.snapshot").clean
-    return Maker(make, prepare=lambda: make("another"), close=lambda: clean(domain))
+    return Maker(make, prepare=lambda: make("another"))
 
 
 def _posix_ipc_named(scratch: Scratch, _: Crew) -> Maker:
@@ -194,36 +195,38 @@ def run(quick: bool, scratch: Scratch) -> Findings:
     series: dict[str, dict[str, Series]] = {measure: {} for measure in MEASURES}
     makers: dict[str, Maker] = {}
     hosts: dict[str, Host] = {}
-    with Crew() as crew:
-        try:
-            for one in everybody:
-                if one.name in missing:
-                    continue
-                try:
-                    maker = makers[one.name] = one.open(scratch, crew)
-                except Exception as error:
-                    missing[one.name] = describe(error)
-                    continue
-                for measure in MEASURES:
-                    series[measure][one.name] = Series()
-                hosts[one.name] = Host(partial(_setup, maker, batches))
-            for index, name in turns(list(hosts), ROUNDS_QUICK if quick else ROUNDS):
-                for measure in MEASURES:
-                    if any(series[each][name].failure for each in MEASURES):
+    try:
+        with Crew() as crew:
+            try:
+                for one in everybody:
+                    if one.name in missing:
                         continue
-                    fresh = Host(partial(_setup, makers[name], batches)) if measure == "cold" else None
                     try:
-                        series[measure][name].values[index] = (fresh or hosts[name]).ask(measure, TIMEOUT_S)
-                    except CellFailed as failure:
-                        series[measure][name].failure = str(failure)
-                    finally:
-                        if fresh:
-                            fresh.close()
-        finally:
-            for host in hosts.values():
-                host.close()
-    for maker in makers.values():  # After the crew: nobody keeps a name any more.
-        maker.close()
+                        maker = makers[one.name] = one.open(scratch, crew)
+                    except Exception as error:
+                        missing[one.name] = describe(error)
+                        continue
+                    for measure in MEASURES:
+                        series[measure][one.name] = Series()
+                    hosts[one.name] = Host(partial(_setup, maker, batches))
+                for index, name in turns(list(hosts), ROUNDS_QUICK if quick else ROUNDS):
+                    for measure in MEASURES:
+                        if any(series[each][name].failure for each in MEASURES):
+                            continue
+                        fresh = Host(partial(_setup, makers[name], batches)) if measure == "cold" else None
+                        try:
+                            series[measure][name].values[index] = (fresh or hosts[name]).ask(measure, TIMEOUT_S)
+                        except CellFailed as failure:
+                            series[measure][name].failure = str(failure)
+                        finally:
+                            if fresh:
+                                fresh.close()
+            finally:
+                for host in hosts.values():
+                    host.close()
+    finally:
+        for maker in makers.values():  # After the crew: nobody keeps a name any more.
+            maker.close()
     return _findings(series, missing)
 
 

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import resource_tracker, shared_memory
 from multiprocessing.managers import SyncManager
@@ -57,12 +58,17 @@ class Scratch:
     def __enter__(self) -> Self:
         # Started before any fork: otherwise each worker that uses SharedMemory would start a tracker of its own.
         resource_tracker.ensure_running()
-        self._folder = tempfile.TemporaryDirectory(prefix="benchmarks-")
+        self._cleanups = ExitStack()
+        self._folder = self._cleanups.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-"))
         self._numbers = itertools.count()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._cleanups.close()
+
+    def at_exit(self, cleanup: Callable[[], object]) -> None:
+        """Call this when the block ends, however it ends."""
+        self._cleanups.callback(cleanup)
 
     def name(self) -> str:
         """A new name, unique on this machine."""
@@ -70,7 +76,7 @@ class Scratch:
 
     def path(self) -> Path:
         """A new path in the folder."""
-        return Path(self._folder.name, self.name())
+        return Path(self._folder, self.name())
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _findings(
             outcome = outcomes[peer.name, waiters]
             if outcome.failures or outcome.first_ns:
                 rows.append(_row(peer.name, waiters, outcome))
-    failures = {
+    failures: dict[str, str | None] = {
         f"{name}, {waiters} waiters": "; ".join(outcome.failures)
         for (name, waiters), outcome in outcomes.items()
         if not _never(outcome)

@@ -19,6 +19,7 @@ Two rules that look like details and are not:
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, Final
 
 from atomics._impl.patomic import Patomic
@@ -26,7 +27,7 @@ from atomics._impl.patomic import Patomic
 from . import _process
 from ._layout import WORD, WORD_MASK
 
-__all__ = ["Operand", "Pointer", "Words", "pointer", "raw_compare_exchange"]
+__all__ = ["Operand", "Pointer", "Words", "borrow_operand", "give_back", "pointer", "raw_compare_exchange"]
 
 #: What ctypes passes fastest: an argument that is wrapped once and used again for every call.
 Pointer = Any
@@ -104,6 +105,25 @@ class Operand:
         return self._expected[0]
 
 
+_spare: list[Operand] = []
+
+
+def borrow_operand() -> Operand:
+    """An operand that nobody else uses.  What is not given back is lost, and no harm done."""
+    try:
+        operand = _spare.pop()
+    except IndexError:
+        operand = Operand()
+    if operand.process is not _process.current:  # a child gave back what it had copied from its parent
+        operand = Operand()
+    operand.tried = None
+    return operand
+
+
+give_back: Callable[[Operand], None] = _spare.append
+_process.refresh_in_child.append(_spare.clear)
+
+
 class Words:
     """The words of one mapping.  Indices are words; ``pointers`` are call arguments for the functions above.
 
@@ -134,7 +154,10 @@ class Words:
         self.view[index] = value
 
     def compare_exchange(self, index: int, expected: int, desired: int) -> bool:
-        return Operand().compare_exchange(self.pointer(index), expected, desired)
+        operand = borrow_operand()
+        done = operand.compare_exchange(self.pointer(index), expected, desired)
+        give_back(operand)
+        return done
 
     def fetch_add(self, index: int, addend: int) -> int:
         """Add to the word, modulo 2**64, and return what was there."""

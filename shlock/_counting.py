@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Final
 from . import _layout as at
 from . import _process
 from ._arena import Block
-from ._atomic import Operand
+from ._atomic import Operand, borrow_operand, give_back
 from ._parking import Spot, deadline_after, parking_of
 from ._process import Forked
 from ._sys import crash_points
@@ -84,46 +84,63 @@ class SemaphoreWord(_Word):
         return self.view[self.place] >> at.COUNT_SHIFT
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        if block and timeout is not None:
-            deadline = deadline_after(timeout)
-            block = timeout > 0
-        else:
-            deadline = None
-        return bool(_as_itself(lambda: self._acquire(block, deadline)))
+        take: Operand | None = None
+        got = False
+        try:
+            take = borrow_operand()
+            w = self.view[self.place]
+            if w >= at.ONE and timeout is None and take.compare_exchange(self.pointer, w, w - at.ONE):
+                got = True
+                give_back(take)
+                if take.process is _process.current:
+                    return True
+                got = False  # forked meanwhile: it is the parent's
+        except Forked:
+            pass
+        except BaseException:
+            if got or (take is not None and take.process is _process.current and take.succeeded()):
+                self.release()
+            raise
+        deadline = deadline_after(timeout) if block else None
+        return bool(_as_itself(lambda: self._acquire(block and (timeout is None or timeout > 0), deadline)))
 
     def _acquire(self, block: bool, deadline: float | None) -> bool:
         waiter = _PermitWaiter(self)
         try:
-            while (w := self.view[self.place]) >> at.COUNT_SHIFT:
+            while (w := self.view[self.place]) >= at.ONE:
                 if waiter.take.compare_exchange(self.pointer, w, w - at.ONE):
                     return True
             return block and self.parking.park(waiter, deadline)
         except BaseException:
             if waiter.take.process is _process.current and waiter.inside():
-                waiter.withdraw(False)
+                waiter.withdraw(False, True)
             raise
 
     def release(self) -> None:
-        give = Operand()
-        for interruptible in (True, False):
+        give: Operand | None = None
+        error = False
+        interruption: BaseException | None = None
+        for _ in range(100):
             try:
-                while not give.succeeded():
+                give = give or borrow_operand()
+                while not error and not give.succeeded():
                     w = self.view[self.place]
-                    if w >> at.COUNT_SHIFT >= self.limit:
-                        raise ValueError(RELEASED_TOO_OFTEN)
-                    self.change(give, w, w + at.ONE)
-                if give.tried is not None and give.tried & at.PARKED:
+                    error = w >> at.COUNT_SHIFT >= self.limit
+                    if not error:
+                        give.compare_exchange(self.pointer, w, w + at.ONE)
+                if not error and give.tried is not None and give.tried & at.PARKED:
                     self.wake_next()
-                return
+                break
             except Forked:
                 return  # a child: the release was its parent's
-            except ValueError:
-                raise
-            except BaseException:
-                if give.process is not _process.current or not give.succeeded() or not interruptible:
-                    raise
-                self.wake_next()
-                raise
+            except BaseException as exception:  # finish first: a half-done release would lose a permit or a wake-up
+                interruption = exception
+        if interruption is not None:
+            raise interruption
+        if error:
+            raise ValueError(RELEASED_TOO_OFTEN)
+        if give is not None:
+            give_back(give)
 
     def wake_next(self) -> None:
         if crash_points:
@@ -164,7 +181,7 @@ class _PermitWaiter:
     def poll(self, spot: Spot) -> None:
         """A permit without an owner is nobody's to take back."""
 
-    def withdraw(self, notified: bool) -> None:
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
         word = self.word
         while self.inside():
             w = word.view[word.place]
@@ -184,14 +201,19 @@ class ConditionWord(_Word):
 
     def wait(self, lock: Any, timeout: float | None) -> bool:
         deadline = deadline_after(timeout)
-        process = _process.current
-        waiter = _NotificationWaiter(self, lock)
-        try:
-            self.parking.park(waiter, deadline)
-        finally:
-            if process is _process.current:
-                waiter.take_lock_again()
-        return waiter.notified
+        depth = _depth(lock)
+        while True:
+            process = _process.current
+            waiter = _NotificationWaiter(self, lock, depth)
+            try:
+                self.parking.park(waiter, deadline)
+                return waiter.notified
+            except Forked:
+                # A child that was forked while its parent waited holds nothing: it takes the lock and waits as itself.
+                _acquire_fully(lock, depth)
+            finally:
+                if process is _process.current and not lock._semlock._is_mine():
+                    _acquire_fully(lock, depth)
 
     def notify(self, n: int) -> None:
         w = self.view[self.place]
@@ -208,22 +230,23 @@ class ConditionWord(_Word):
 class _NotificationWaiter:
     """One thread that waits for a notification, and gave its lock back for that time."""
 
-    def __init__(self, word: ConditionWord, lock: Any) -> None:
+    def __init__(self, word: ConditionWord, lock: Any, depth: int) -> None:
         self.word = word
         self.index = word.index
         self.mark = Operand()
         self.lock = lock
-        self.depth: int | None = None  # how often we held the lock, once it is released
+        self.depth = depth
+        self.released = False
         self.notified = False
 
     def attempt(self, spot: Spot) -> bool:
         word = self.word
-        if self.depth is None:
+        if not self.released:
             while not word.mark_parked(self.mark, word.view[word.place]):
                 pass
             if crash_points:
                 crash_points[0]("C13 spot published, lock still held")
-            self.depth = _depth(self.lock)
+            self.released = True
             _release_fully(self.lock, self.depth)
             if crash_points:
                 crash_points[0]("C13 lock released")
@@ -234,31 +257,16 @@ class _NotificationWaiter:
     def poll(self, spot: Spot) -> None:
         """Nothing to recover: the parking place itself passes on what a dead waiter was told."""
 
-    def withdraw(self, notified: bool) -> None:
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
         # At the deadline a notification that came just in time counts; by an exception it goes on to the next.
         if notified and not self.notified:
-            if _is_raising():
-                self.word.parking.unpark_one(self.index)
+            if interrupted:
+                self.word.parking.unpark_many(self.index, 1)
             else:
                 self.notified = True
 
     def pass_on(self) -> None:
         """To have been chosen is what this thread waited for: nothing is left over."""
-
-    def take_lock_again(self) -> None:
-        if self.depth is not None and not self.lock._semlock._is_mine():
-            restore = getattr(self.lock, "_acquire_restore", None)
-            if restore is not None:
-                restore(self.depth)
-            else:
-                for _ in range(self.depth):
-                    self.lock.acquire()
-
-
-def _is_raising() -> bool:
-    import sys
-
-    return sys.exc_info()[0] is not None
 
 
 def _depth(lock: Any) -> int:
@@ -273,6 +281,15 @@ def _release_fully(lock: Any, depth: int) -> None:
     else:
         for _ in range(depth):
             lock.release()
+
+
+def _acquire_fully(lock: Any, depth: int) -> None:
+    restore = getattr(lock, "_acquire_restore", None)
+    if restore is not None:
+        restore(depth)
+    else:
+        for _ in range(depth):
+            lock.acquire()
 
 
 # -- Event ----------------------------------------------------------------------------------------------------------------
@@ -342,7 +359,7 @@ class _FlagWaiter:
     def poll(self, spot: Spot) -> None:
         """Nothing to recover: the word itself says whether it was set."""
 
-    def withdraw(self, notified: bool) -> None:
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
         """Everybody is woken at once: nothing to pass on."""
 
     def pass_on(self) -> None:
@@ -598,7 +615,7 @@ class _Arrival:
     def poll(self, spot: Spot) -> None:
         self.word.break_if_a_party_died()
 
-    def withdraw(self, notified: bool) -> None:
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
         """Everybody is woken at once: nothing to pass on."""
 
     def pass_on(self) -> None:
@@ -628,7 +645,7 @@ class _OpenWaiter:
     def poll(self, spot: Spot) -> None:
         self.word.break_if_a_party_died()
 
-    def withdraw(self, notified: bool) -> None:
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
         """Everybody is woken at once: nothing to pass on."""
 
     def pass_on(self) -> None:

@@ -56,7 +56,7 @@ from typing import Final
 from . import _layout as at
 from . import _process
 from ._arena import Block
-from ._atomic import Operand, Pointer, pointer, raw_compare_exchange
+from ._atomic import Operand, Pointer, borrow_operand, give_back, pointer, raw_compare_exchange
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
 from ._process import Forked, identity_pointer
 from ._sys import SYSTEM, crash_points
@@ -207,7 +207,7 @@ class OwnedWords:
         ``leaving``: at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
         parent's ``with`` releases nothing; a word that changed hands raises ValueError.
         """
-        back = _take_operand()
+        back = borrow_operand()
         interruption: BaseException | None = None
         error: str | None = None
         for _ in range(100):
@@ -222,7 +222,7 @@ class OwnedWords:
             raise interruption
         if error is not None:
             raise ValueError(error)
-        _operands.append(back)
+        give_back(back)
 
     def _release(self, back: Operand, keep_died: bool, leaving: bool) -> str | None:
         start, view = self.block.start, self.view
@@ -352,7 +352,7 @@ class OwnerWaiter:
             if abandoned is not None:
                 raise AbandonedError(describe(words.block), abandoned)
 
-    def withdraw(self, notified: bool) -> None:
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
         """A8, the spot being IDLE."""
         words = self.words
         view = words.view
@@ -384,7 +384,7 @@ class OwnerWaiter:
                 break
             try:
                 if self.take.succeeded() and not self.back.succeeded():
-                    self.withdraw(False)
+                    self.withdraw(False, True)
                 break
             except Forked:
                 raise
@@ -403,7 +403,6 @@ _generation = object()
 _zeros: list[tuple[Pointer, memoryview]]
 _mine: list[tuple[Pointer, memoryview]]
 _waiters: list[OwnerWaiter] = []
-_operands: list[Operand] = []
 _all_words: weakref.WeakSet[OwnedWords] = weakref.WeakSet()
 
 
@@ -428,23 +427,12 @@ def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
     return waiter
 
 
-def _take_operand() -> Operand:
-    try:
-        operand = _operands.pop()
-    except IndexError:
-        operand = Operand()
-    if operand.process is not _process.current:
-        operand = Operand()
-    operand.tried = None
-    return operand
-
-
 def _in_child() -> None:
     global _generation
     _generation = object()
     for words in list(_all_words):
         words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
-    for pool in (_mine, _waiters, _operands):
+    for pool in (_mine, _waiters):
         pool.clear()
     _mine.extend(_cell(_process.current.word) for _ in range(4))
 

@@ -79,8 +79,8 @@ class Waiter(Protocol):
     def poll(self, spot: Spot) -> None:
         """Look for dead owners; afterwards ``attempt`` is called again."""
 
-    def withdraw(self, notified: bool) -> None:
-        """A8: the thread leaves (deadline or exception), its spot is IDLE already."""
+    def withdraw(self, notified: bool, interrupted: bool) -> None:
+        """A8: the thread leaves (deadline, or ``interrupted`` by an exception), its spot is IDLE already."""
 
     def pass_on(self) -> None:
         """A7: the thread got in, and had been chosen once more meanwhile: that wake-up is somebody else's."""
@@ -207,12 +207,12 @@ class Parking:
             raise
         except BaseException:
             if process is _process.current:
-                self._withdraw(waiter, spot)
+                self._withdraw(waiter, spot, True)
             raise
-        self._withdraw(waiter, spot)
+        self._withdraw(waiter, spot, False)
         return False
 
-    def _withdraw(self, waiter: Waiter, spot: Spot | None) -> None:
+    def _withdraw(self, waiter: Waiter, spot: Spot | None, interrupted: bool) -> None:
         """A8.  Goes on to its end when it is interrupted, and then lets the interruption through."""
         notified = False
         process = _process.current
@@ -225,14 +225,14 @@ class Parking:
                     notified = True
                 if crash_points:
                     crash_points[0]("A8 S IDLE")
-                waiter.withdraw(notified)
+                waiter.withdraw(notified, interrupted)
                 if crash_points:
                     crash_points[0]("A8 withdrawn")
                 break
             except BaseException as error:
                 if process is not _process.current:
                     raise
-                interruption = error
+                interruption, interrupted = error, True
         if spot is not None:
             self.pool.append(spot)
         if interruption is not None:

@@ -22,6 +22,7 @@ import __future__
 
 import contextlib
 import ctypes
+import dis
 import importlib
 import inspect
 import os
@@ -305,8 +306,8 @@ class Scheduler:
                 continue
             if nobody:
                 options.append(("time over", thread, 0))
-            elif self.preemptions < bound.preemptions and not self.tokens.get(thread.spot or 0):
-                options.append(("time over", thread, 1))
+            elif self.preemptions + (late := 1 if bound.polls else price) <= bound.preemptions:
+                options.append(("time over", thread, late))
         if nobody and options:
             self.polls_in_vain += 1
             if self.polls_in_vain > self.MOST_POLLS_IN_VAIN:
@@ -605,20 +606,129 @@ def mutated(world: World, where: str, old: str, new: str) -> Iterator[None]:
     module_name, *path = where.split(".")
     undo = []
     for process in world.processes:
-        module = process.modules[module_name]
-        holder: Any = module
+        holder: Any = process.modules[module_name]
         for name in path[:-1]:
             holder = getattr(holder, name)
-        real = getattr(holder, path[-1])
+        name = path[-1]
+        real = getattr(holder, name)
         source = textwrap.dedent(inspect.getsource(real))
         assert source.count(old) == 1, f"{where} has {source.count(old)} times {old!r}"
-        code = compile(source.replace(old, new), module.__file__, "exec", __future__.annotations.compiler_flag, True)
+        code = compile(source.replace(old, new), real.__code__.co_filename, "exec", __future__.annotations.compiler_flag, True)
         made: dict[str, Any] = {}
-        exec(code, module.__dict__, made)
-        setattr(holder, path[-1], made[path[-1]])
-        undo.append((holder, path[-1], real))
+        exec(code, real.__globals__, made)
+        holders = [holder] if len(path) > 1 else [m for m in process.modules.values() if getattr(m, name, None) is real]
+        for one in holders:
+            setattr(one, name, made[name])
+            undo.append((one, name, real))
     try:
         yield
     finally:
         for holder, name, real in undo:
             setattr(holder, name, real)
+
+
+# -- interrupts -----------------------------------------------------------------------------------------------------------
+
+#: A trace function that makes SIGINT pending and is no Python code, so that the signal isn't noticed in the function itself.
+_make_pending = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.py_object, ctypes.py_object)(
+    ("PyErr_SetInterrupt", ctypes.pythonapi)
+)
+
+
+def _looks_at_signals(code: types.CodeType, offset: int) -> bool:
+    """Whether the instruction there ends with a look at pending signals (CPython 3.11 to 3.13)."""
+    name = dis.opname[code.co_code[offset]]
+    return name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
+
+
+@dataclass
+class Interruption:
+    """What one run with a signal came to."""
+
+    where: str = "nowhere"  # the function and instruction at which the handler ran
+    raised: bool = False  # what the handler raised came out of the operation
+    at_entry: bool = False  # it ran at the very start of the function named in `where`
+    function: str = ""
+
+
+class Interrupt:
+    """Runs an operation once for every place where a signal can be handled in the package's code that it runs.
+
+    `operation` is called by `run(position)`; just there, SIGINT becomes pending, and CPython handles it as soon as
+    it looks.  `act` is the handler: by default it raises Interrupted.
+    """
+
+    def __init__(self, act: Callable[[], None] | None = None) -> None:
+        self.act = act or self._raise
+
+    @staticmethod
+    def _raise() -> None:
+        raise Interrupted
+
+    def positions(self, operation: Callable[[], object]) -> list[int]:
+        """The bytecodes just before those that look at signals, in the order in which one run executes them."""
+        found: list[int] = []
+        last: dict[Any, int] = {}
+        count = 0
+
+        def local(frame: Any, event: str, argument: object) -> Any:
+            nonlocal count
+            if event == "opcode":
+                count += 1
+                if frame in last and _looks_at_signals(frame.f_code, frame.f_lasti):
+                    found.append(last[frame])
+                last[frame] = count
+            return local
+
+        self._trace(operation, local)
+        return sorted(found)
+
+    def run(self, operation: Callable[[], object], position: int) -> Interruption:
+        outcome = Interruption()
+        count = 0
+        fired = False
+
+        def local(frame: Any, event: str, argument: object) -> Any:
+            nonlocal count
+            if event == "opcode":
+                count += 1
+                if count == position:
+                    return _make_pending  # at the next event in this frame
+            return local
+
+        def handler(number: int, frame: Any) -> None:
+            nonlocal fired
+            sys.settrace(None)
+            if fired:
+                return
+            fired = True
+            if frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+                outcome.function = frame.f_code.co_name
+                instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+                outcome.at_entry = instruction == "RESUME"
+                outcome.where = f"{frame.f_code.co_qualname}+{frame.f_lasti} ({instruction})"
+                self.act()
+
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            self._trace(operation, local)
+        except Interrupted:
+            outcome.raised = True
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return outcome
+
+    @staticmethod
+    def _trace(operation: Callable[[], object], local: Callable[..., Any]) -> None:
+        def called(frame: Any, event: str, argument: object) -> Any:
+            if frame.f_code.co_filename.startswith(PACKAGE):
+                frame.f_trace_opcodes, frame.f_trace_lines = True, False
+                return local
+            return None
+
+        before = sys.gettrace()
+        sys.settrace(called)
+        try:
+            operation()
+        finally:
+            sys.settrace(before)

@@ -32,7 +32,20 @@ def test_a_storm_hangs_nobody_and_never_lets_two_inside(workers, domain, tmp_pat
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HAMMER), "-n", str(workers), "--dist", "load", "-q", "-rA", "-p", "no:cacheprovider"]
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(HAMMER),
+            "-n",
+            str(workers),
+            "--dist",
+            "load",
+            "-q",
+            "-rA",
+            "-p",
+            "no:cacheprovider",
+        ]
         + ["-p", "no:randomly", "--confcutdir", str(HAMMER.parent), "-c", os.devnull, "--rootdir", str(HAMMER.parent)],
         env=environment,
         capture_output=True,
