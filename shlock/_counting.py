@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from multiprocessing import util
 from threading import BrokenBarrierError
 from typing import Any, ClassVar, Final
 
@@ -35,6 +36,7 @@ from ._atomic import Operand, borrow_operand, give_back
 from ._parking import Spot, deadline_after, parking_of
 from ._process import Forked
 from ._sys import crash_points
+from .errors import AbandonedError
 
 __all__ = ["BarrierWord", "ConditionWord", "EventWord", "SemaphoreWord"]
 
@@ -210,10 +212,28 @@ class ConditionWord(_Word):
                 return waiter.notified
             except Forked:
                 # A child that was forked while its parent waited holds nothing: it takes the lock and waits as itself.
-                _acquire_fully(lock, depth)
+                self._take_again(lock, depth)
             finally:
-                if process is _process.current and not lock._semlock._is_mine():
-                    _acquire_fully(lock, depth)
+                if process is _process.current:
+                    self._take_again(lock, depth)
+
+    def _take_again(self, lock: Any, depth: int) -> None:
+        """Take the lock again, so that whoever leaves ``wait`` by an exception holds it, too.
+
+        One exception from a signal handler waits until the lock is taken; a second one gets through at once, without the lock.
+        """
+        interruption: BaseException | None = None
+        while not lock._semlock._is_mine():
+            try:
+                _acquire_fully(lock, depth)
+            except (Forked, AbandonedError):
+                raise
+            except BaseException as error:
+                if interruption is not None:
+                    raise
+                interruption = error
+        if interruption is not None:
+            raise interruption
 
     def notify(self, n: int) -> None:
         w = self.view[self.place]
@@ -387,7 +407,7 @@ class BarrierWord(_Word):
         self.parties = block.parameter
         self.cells = [(place, block.arena.words.pointer(place)) for place in block.cells]
         self.mine: list[int] = []  # party words of this process that are not in use
-        self.process = _process.current
+        self.process: _process.ProcessIdentity | None = None  # for which ``mine`` stands; set by its first wait()
 
     # What the word says.
 
@@ -414,7 +434,7 @@ class BarrierWord(_Word):
 
     def waiting(self) -> int:
         w = self.view[self.place]
-        return 0 if w & at.ACTING else self._arrived(w)
+        return 0 if w & (at.ACTING | at.BROKEN) else self._arrived(w)
 
     def is_broken(self) -> bool:
         return bool(self.view[self.place] & at.BROKEN)
@@ -514,6 +534,8 @@ class BarrierWord(_Word):
         """Take a party word for this round: one that is ours, a free one, or one of somebody who doesn't wait now."""
         if self.process is not _process.current:
             self.process, self.mine = _process.current, []
+            # In each process for itself: multiprocessing ignores a finalizer that another process registered.
+            util.Finalize(self, _leave_party, (self.view, self.cells, _process.current), exitpriority=20)
         me = _process.current.word
         waiting = me | at.ARRIVED | (number & 15) << 1
         operand = Operand()
@@ -542,14 +564,14 @@ class BarrierWord(_Word):
     def _is_late(party: int, number: int) -> bool:
         return bool(party & at.ARRIVED) and party >> 1 & 15 != number & 15 and _process.is_alive(party)
 
-    def leave_party(self) -> None:
-        """A normal end: this process is not expected any more."""
-        if self.process is _process.current:
-            me, operand = _process.current.word, Operand()
-            for place, pointer in self.cells:
-                if self.view[place] == me:
-                    operand.compare_exchange(pointer, me, 0)
-            self.mine.clear()
+
+def _leave_party(view: memoryview, cells: list[tuple[int, Any]], process: _process.ProcessIdentity) -> None:
+    """A normal end, or the last object of this barrier is gone: this process is not expected any more."""
+    if process is _process.current:
+        operand = Operand()
+        for place, pointer in cells:
+            if view[place] == process.word:
+                operand.compare_exchange(pointer, process.word, 0)
 
 
 class _Arrival:

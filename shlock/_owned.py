@@ -153,7 +153,7 @@ class OwnedWords:
                 crash_points[0]("C6 taken")
             self.view[start + at.BLOCK_SINCE] = SYSTEM.monotonic_ns()
             if waiter.died and not repair:
-                self._tell()
+                self.tell_heir()
             done = True
             _waiters.append(waiter)
             if waiter.process is _process.current:
@@ -193,18 +193,22 @@ class OwnedWords:
         waiter.poll(None)
         return waiter.take.succeeded()
 
-    def _tell(self) -> None:
-        """Tell the heir, as the policy says."""
-        if self.policy == WARN:
-            abandoned = self.abandoned()
-            warnings.warn(AbandonedWarning(f"{describe(self.block)}: {abandoned}"), stacklevel=6)
+    def tell_heir(self) -> None:
+        """Tell who holds it of a death inside: a warning, nothing, or AbandonedError (it stays held)."""
+        abandoned = self.abandoned()
+        if abandoned is None or self.policy == IGNORE:
+            return
+        if self.policy == POISON:
+            raise AbandonedError(describe(self.block), abandoned)
+        warnings.warn(AbandonedWarning(f"{describe(self.block)}: {abandoned}"), stacklevel=5)
 
     # -- release ------------------------------------------------------------------------------------------------------
 
-    def release(self, *, keep_died: bool = False, leaving: bool = False) -> None:
+    def release(self, *, repaired: bool | None = None, leaving: bool = False) -> None:
         """R2 and R3, for any owner: a Lock may be released by another process or thread than took it.
 
-        ``leaving``: at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
+        ``repaired``: whether what a dead owner left is in order now; None: it is, unless the policy is "poison", under which
+        only ``repair()`` says so.  ``leaving``: at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
         parent's ``with`` releases nothing; a word that changed hands raises ValueError.
         """
         back = borrow_operand()
@@ -212,7 +216,7 @@ class OwnedWords:
         error: str | None = None
         for _ in range(100):
             try:
-                error = self._release(back, keep_died, leaving)
+                error = self._release(back, repaired, leaving)
                 break
             except Forked:
                 return
@@ -224,7 +228,7 @@ class OwnedWords:
             raise ValueError(error)
         give_back(back)
 
-    def _release(self, back: Operand, keep_died: bool, leaving: bool) -> str | None:
+    def _release(self, back: Operand, repaired: bool | None, leaving: bool) -> str | None:
         start, view = self.block.start, self.view
         if not back.succeeded():
             place, word = self._place_to_release()
@@ -240,7 +244,7 @@ class OwnedWords:
                         return None
                     return f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now"
                 view[start + at.BLOCK_SINCE] = 0
-                keep = at.DIED if keep_died else 0
+                keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0
                 if back.compare_exchange(word, w, w & keep):  # R2
                     break
         if crash_points:
@@ -483,6 +487,8 @@ def make_fast_path(
 
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(*exception: object) -> None:
+            if exception and not leaving:
+                raise TypeError(f"release() takes no arguments ({len(exception)} given)")
             if recursive:
                 if words.thread != get_ident():
                     if leaving and words.is_of_ancestor():

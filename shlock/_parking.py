@@ -240,17 +240,19 @@ class Parking:
 
     def _sleep(self, spot: Spot, seconds: float) -> None:
         """A6: until a token comes or the time is over or a signal arrives.  The one call that blocks."""
-        mask = _signals_to_block()
+        mask, before = _signals_to_block(), set[int]()
         if mask:
             seconds = min(seconds, LONGEST_MASKED_SLEEP)
-            signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            if mask:
+                signal.pthread_sigmask(signal.SIG_BLOCK, mask)  # raises what came just before, the mask being set
             spot.semaphore.acquire(seconds)
         except (posix_ipc.BusyError, posix_ipc.SignalError):
             pass
         finally:
             if mask:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)  # what came meanwhile is handled here
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is handled here
 
     def _place_in_line(self, spot: Spot, key: int) -> float:
         """How many poll intervals this waiter waits between two looks: 1 for the first in line."""

@@ -115,10 +115,18 @@ class Segment(SharedMemory):
         buf, mapping, fd = self._buf, self._mmap, self._fd
         self._buf = self._mmap = None  # type: ignore[assignment]
         self._fd = -1
-        with contextlib.suppress(BufferError):
+        try:
             if buf is not None:
                 buf.release()
             if mapping is not None:
                 mapping.close()
+        except BufferError:
+            pass
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (AttributeError, OSError, TypeError):  # the interpreter is shutting down
+            pass

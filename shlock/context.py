@@ -79,6 +79,9 @@ class _Primitives(mp_context.BaseContext):
 
     _method: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _context, (self._method, self._on_abandoned)
+
     def get_context(self, method: str | None = None) -> Any:
         return self if method is None else get_context(method)
 

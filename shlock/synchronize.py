@@ -15,6 +15,7 @@ Objects without a name can be pickled only while a process is being spawned, as 
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 import time
@@ -24,7 +25,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import context as mp_context
 from multiprocessing import process as mp_process
-from multiprocessing import util
 from threading import BrokenBarrierError
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
@@ -207,9 +207,9 @@ class _Owned(_Primitive):
         try:
             yield self._words.abandoned()
         except BaseException:
-            self._words.release(keep_died=True, leaving=True)
+            self._words.release(repaired=False, leaving=True)
             raise
-        self._words.release(leaving=True)
+        self._words.release(repaired=True, leaving=True)
 
     def _owner_name(self, words: OwnedWords) -> str:
         owners = words.owners()
@@ -304,8 +304,10 @@ class Lock(_Owned):
         return 1
 
     def _acquire_restore(self, depth: int) -> None:
+        """Take it again, for a Condition, with or without what a dead owner left; then tell, as the policy says."""
         self._words.acquire(True, None, repair=True)
         self._words.depth = depth
+        self._words.tell_heir()
 
     def __repr__(self) -> str:
         try:
@@ -360,8 +362,10 @@ class Semaphore(_Owned):
     ) -> None:
         if not isinstance(value, int):
             raise TypeError(f"value must be an int, not {type(value).__name__}")
-        if value > SEM_VALUE_MAX or value < 0:
-            raise OSError(22, f"a semaphore's value must be 0 to {SEM_VALUE_MAX}, not {value}")
+        if not 0 <= value <= SEM_VALUE_MAX:
+            fact = f"a semaphore's value must be 0 to {SEM_VALUE_MAX}, not {value}"
+            # As multiprocessing, which hands the value to C.
+            raise OSError(errno.EINVAL, fact) if -SEM_VALUE_MAX <= value < 0 else OverflowError(fact)
         if on_abandoned is not None and not owned:
             raise ValueError("on_abandoned needs owned=True: a plain semaphore does not know its owners")
         if owned:
@@ -497,7 +501,8 @@ class Condition(_Primitive):
         self.release: Callable[[], None] = state.release
         self._word = ConditionWord(self._block)
         # multiprocessing's tests look at these; here only the parked threads count.
-        self._sleeping_count = ZeroCount(lambda: len(self.waiters))
+        block = self._block
+        self._sleeping_count = ZeroCount(lambda: len(waiters_of(block)))
         self._woken_count = self._wait_semaphore = ZeroCount(lambda: 0)
 
     def _extra_state(self) -> Any:
@@ -624,7 +629,6 @@ class Barrier(_Primitive):
     def _bind(self, block: Block) -> None:
         super()._bind(block)
         self._word = _shared(block, lambda: BarrierWord(block))
-        self._leaving = util.Finalize(self, self._word.leave_party, exitpriority=20)
 
     def _extra_state(self) -> Any:
         return self._action, self._timeout

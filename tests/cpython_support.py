@@ -273,7 +273,7 @@ class _TestSubstitution:
             process.join()
         self.assertEqual(process.exitcode, 0)
 
-    def test_pools_queues_use_the_context_under_test(self: Any) -> None:
+    def test_a_pools_queues_use_the_context_under_test(self: Any) -> None:
         with self.multiprocessing.Pool(1) as pool:
             self._check(
                 {

@@ -641,14 +641,28 @@ def _looks_at_signals(code: types.CodeType, offset: int) -> bool:
     return name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
 
 
+def is_at_entry(frame: types.FrameType) -> bool:
+    """Whether a handler that runs in this frame comes at the very start of a function of the package.
+
+    A function that only calls another one (an `__exit__` that is no more than a release) has done nothing either.
+    """
+    if dis.opname[frame.f_code.co_code[frame.f_lasti]] != "RESUME":
+        return False
+    outer = frame.f_back
+    while outer is not None and outer.f_code.co_filename.startswith(PACKAGE):
+        if outer.f_code.co_name not in ("__exit__", "__enter__"):
+            return False
+        outer = outer.f_back
+    return True
+
+
 @dataclass
 class Interruption:
     """What one run with a signal came to."""
 
     where: str = "nowhere"  # the function and instruction at which the handler ran
     raised: bool = False  # what the handler raised came out of the operation
-    at_entry: bool = False  # it ran at the very start of the function named in `where`
-    function: str = ""
+    at_entry: bool = False  # it ran before the operation had done anything
 
 
 class Interrupt:
@@ -703,9 +717,8 @@ class Interrupt:
                 return
             fired = True
             if frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
-                outcome.function = frame.f_code.co_name
                 instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-                outcome.at_entry = instruction == "RESUME"
+                outcome.at_entry = is_at_entry(frame)
                 outcome.where = f"{frame.f_code.co_qualname}+{frame.f_lasti} ({instruction})"
                 self.act()
 

@@ -206,8 +206,20 @@ def lock_user(stage: Stage, lock: Any, rounds: int = 3) -> Callable[[], Counter[
 def start_waiters(stage: Stage, lock: Any, body: Callable[[], Any]) -> list[Child]:
     """The others: they are parked when this returns."""
     children = [stage.fork(body) for _ in range(stage.others)]
-    eventually(lambda: len(lock.waiters) >= stage.others, "the others wait")
+    until_waiting(lock, children)
     return children
+
+
+def until_waiting(primitive: Any, children: list[Child]) -> None:
+    """Until all of them are parked.  None of them may end before."""
+    pids = {child.pid for child in children}
+
+    def all_wait() -> bool:
+        for child in children:
+            assert child.is_alive(), f"instead of waiting, process {child.pid} ended with {child.result()}"
+        return pids <= {waiter.pid for waiter in primitive.waiters}
+
+    eventually(all_wait, f"{len(pids)} wait for {primitive}")
 
 
 def check_lock(stage: Stage, lock: Any, children: list[Child], expected: Counter[int] | None = None) -> None:
@@ -434,14 +446,13 @@ def reap_a_chosen_one(stage: Stage) -> None:
     lock = shlock.Lock()
     lock.acquire()
     chosen = stage.fork(lock.acquire)
-    eventually(lambda: len(lock.waiters) == 1)
+    until_waiting(lock, [chosen])
     chosen.stop()
     lock.release()
     chosen.kill()
     assert lock.acquire(timeout=PATIENCE)
     body = lock_user(stage, lock)
-    children = [stage.fork(body) for _ in range(stage.others)]
-    eventually(lambda: waiting_of(lock, {child.pid for child in children}) == stage.others)
+    children = start_waiters(stage, lock, body)
     for child in children:
         child.stop()
     stage.start_victim(lock_user(stage, lock, 1), lock, note=note_lock(stage, lock))
@@ -467,18 +478,17 @@ def wait_where_all_spots_are_taken_by_the_dead(stage: Stage) -> None:
         _arena.SPOTS, _anonymous._own = spots, own
     lock.acquire()
     dead = [stage.fork(lock.acquire) for _ in range(stage.others + 1)]
-    eventually(lambda: len(lock.waiters) == len(dead))
-    dead[0].stop()
-    lock.release()  # the first is chosen
+    until_waiting(lock, dead)
+    for child in dead:
+        child.stop()
+    lock.release()  # one of them is chosen
     assert lock.acquire(timeout=PATIENCE)
     for child in dead:
         child.kill()
     stage.start_victim(lock_user(stage, lock, 1), lock, note=note_lock(stage, lock))
     stage.let_victim_go()
     stage.until_victim_is_over_or_sleeps()
-    children = [stage.fork(lock_user(stage, lock)) for _ in range(stage.others)]
-    pids = {child.pid for child in children}
-    eventually(lambda: waiting_of(lock, pids) == len(pids))
+    children = start_waiters(stage, lock, lock_user(stage, lock))
     lock.release()
     check_lock(stage, lock, children)
 
@@ -707,7 +717,7 @@ def check_condition(stage: Stage, condition: Any, children: list[Child]) -> None
     assert word_of(lock) in (0, at.PARKED)
     # And it works.
     child = stage.fork(condition_waiter(condition))
-    eventually(lambda: waiting_of(condition, {child.pid}))
+    until_waiting(condition, [child])
     with condition:
         condition.notify(1)
     assert child.result() == (True, 0)
@@ -782,9 +792,7 @@ def be_notified(stage: Stage) -> None:
     stage.start_victim(operation, condition._lock, condition, note=note_condition(stage, condition))
     stage.let_victim_go()
     eventually(lambda: not stage.victim_lives() or waiting_of(condition, {stage.victim.pid}))
-    children = [stage.fork(condition_waiter(condition)) for _ in range(stage.others)]
-    pids = {child.pid for child in children}
-    eventually(lambda: waiting_of(condition, pids) == len(pids))
+    children = start_waiters(stage, condition, condition_waiter(condition))
     was_there = stage.victim_lives()
     if was_there:
         with warnings.catch_warnings():
@@ -881,7 +889,7 @@ def check_event(stage: Stage, event: Any, children: list[Child]) -> None:
     # And it works.
     event.clear()
     child = stage.fork(lambda: event.wait())
-    eventually(lambda: waiting_of(event, {child.pid}))
+    until_waiting(event, [child])
     event.set()
     assert child.result() is True
 
@@ -943,9 +951,7 @@ def arrive_first(stage: Stage) -> None:
 def arrive_last(stage: Stage) -> None:
     calls = stage.page
     barrier = shlock.Barrier(stage.others + 1, action=lambda: calls.__setitem__(DIED, 1))
-    children = [stage.fork(leaving(barrier)) for _ in range(stage.others)]
-    eventually(lambda: barrier.n_waiting == stage.others)
-    eventually(lambda: len(barrier.waiters) == stage.others)
+    children = start_waiters(stage, barrier, leaving(barrier))
     stage.start_victim(barrier_party(barrier), barrier, note=note_barrier(stage, barrier))
     stage.let_victim_go()
     check_barrier(stage, barrier, children, was_last=True)
@@ -966,8 +972,7 @@ def leaving(barrier: Any) -> Callable[[], int | str]:
 def arrive_in_vain(stage: Stage) -> None:
     """The victim's timeout passes and breaks the barrier, for all who wait and all who come."""
     barrier = shlock.Barrier(stage.others + 2)
-    children = [stage.fork(leaving(barrier)) for _ in range(stage.others)]
-    eventually(lambda: len(barrier.waiters) == stage.others)
+    children = start_waiters(stage, barrier, leaving(barrier))
 
     def operation() -> str:
         try:

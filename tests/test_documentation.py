@@ -22,6 +22,7 @@ def clean_readme_domain():
     snapshot.clean("readme")
 
 
+@pytest.mark.filterwarnings("default")
 def test_the_examples_of_readme_run_as_shown():
     result = doctest.testfile(str(README), module_relative=False)
     assert result.attempted > 10

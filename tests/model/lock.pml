@@ -19,7 +19,7 @@
  *
  *   IDLE -> WAITING       A4, by the claimant; the sequence rises
  *   WAITING -> NOTIFIED   unpark_one, by a releaser or by somebody who withdraws
- *   NOTIFIED -> WAITING   A6, by the claimant, after it took a token
+ *   NOTIFIED -> WAITING   A6, by the claimant, after a token or a poll
  *   NOTIFIED -> IDLE      A6, by a poller, when the claimant is dead
  *   any -> IDLE           A7, A8, by the claimant; C2, by the next claimant of a dead one's spot
  *
@@ -123,6 +123,7 @@
 #define STAY_NOTIFIED           24   /* after a token S stays NOTIFIED */
 #define SLEEP_THEN_PUBLISH      25   /* A5 before A4 */
 #define POLL_TAKES_STALE        26   /* a poller takes the lock by a store, after it looked */
+#define POLL_STAYS_NOTIFIED     27   /* a poll that finds nothing leaves S NOTIFIED: its post may never come, and no scan sees it */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -435,7 +436,7 @@ A6T: if
     POLLED
     fi;
 
-woken:
+woken: /* By a token, or by a poll that found nothing: the post of a dead notifier never comes. */
     if
     MAY_DIE
     MAY_LEAVE
@@ -504,7 +505,7 @@ look:
         told = !IS(POLL_NOT_TOLD); got = 1; stage[me] = STAGE(TAKEN, lock);
         goto A7
     }
-    :: atomic { !DEAD_OWNER(W[lock]) -> goto A5 }
+    :: atomic { !DEAD_OWNER(W[lock]) -> if :: IS(POLL_STAYS_NOTIFIED) -> goto A5 :: else -> goto woken fi }
     fi;
 take_stale: /* POLL_TAKES_STALE only. */
     atomic { W[lock] = me | PARKED | DIED; told = 1; got = 1; stage[me] = STAGE(TAKEN, lock) };

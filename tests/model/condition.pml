@@ -1,0 +1,256 @@
+/*
+ * Condition: a waiter parks under the condition's own key; the notifier hands out notifications one by one.
+ *
+ * CONSUMERS threads wait for items one by one; the PRODUCER makes ITEMS of them, with one notify for each.
+ *
+ * S, tokens    as in lock.pml, with one key and one spot for each consumer; scans are one step
+ * the lock     an exact one, here in one step: lock.pml shows that it is.  A dead owner's is free for the next.
+ *
+ * wait    N1  S := WAITING, under the lock          N2  release the lock
+ *         N3  wait for a token; S NOTIFIED: N4, else N3 again.  A poll looks at S, too, and reaps.
+ *         N4  S := IDLE by exchange                 N5  take the lock again, return
+ *         N6  deadline or exception from N1 to N4: S := IDLE by exchange; it was NOTIFIED: unpark_one; then N5
+ * notify  under the lock: unpark_one; nobody: nothing
+ * reap    by a waiter that polls: a NOTIFIED spot of a dead one: unpark_one first, then the spot IDLE by exchange.  The
+ *         other order loses the notification when the reaper dies in between; this one may give it twice, which costs
+ *         an empty wake-up.
+ *
+ * I1  A consumer is never left asleep while there are items that nobody is on the way to take.  It is checked as the
+ *     absence of dead ends: a sleeper may stop only when everything was made and taken.
+ * I2  A spot that is not IDLE belongs to a thread between N1 and N4 or N6, or to a dead one.
+ */
+
+#ifndef CONSUMERS
+#define CONSUMERS 2
+#endif
+#ifndef ITEMS
+#define ITEMS 1
+#endif
+#ifndef CRASHES
+#define CRASHES 0
+#endif
+#ifndef POLL
+#define POLL 0
+#endif
+#ifndef WITHDRAW
+#define WITHDRAW 0          /* how many exceptions; whoever had one stops waiting for good */
+#endif
+
+#define NONE                   0
+#define PUBLISH_AFTER_RELEASE  1    /* N2 before N1 */
+#define N6_KEEPS               2    /* an exception swallows the notification */
+#define N6_LOOKS_FIRST         3    /* it reads S, then stores IDLE */
+#define NO_REAP                4
+#define REAP_FIRST             5    /* the spot IDLE first, then unpark_one */
+#define POLL_IGNORES_S         6    /* a poll does not look at its own S */
+#define NOTIFY_SKIPS           7    /* notify wakes nobody while some spot is NOTIFIED */
+#define TOKEN_IS_ENOUGH        8    /* a token counts as a notification, whatever S says */
+#ifndef MUTATION
+#define MUTATION NONE
+#endif
+#define IS(mutation) (MUTATION == mutation)
+
+#define IDLE     0
+#define WAITING  1
+#define NOTIFIED 2
+#define NOBODY   255
+#define PRODUCER CONSUMERS
+
+byte S[CONSUMERS];
+byte tokens[CONSUMERS];
+byte items;
+byte holder = NOBODY;           /* the lock */
+
+/* Ghosts. */
+byte dead;
+byte crashes, exceptions, made, stopped;
+#define IS_DEAD(t) ((dead >> (t)) & 1)
+#define CAN_TAKE (holder == NOBODY || IS_DEAD(holder))
+#define ALL_OVER (stopped && items == 0)
+
+#define REAPABLE(i) (S[i] == NOTIFIED && IS_DEAD(i))
+#define IS_NOTIFIED(i) (S[i] == NOTIFIED)
+#define IS_WAITING(i) (S[i] == WAITING)
+#define ANY(P) (P(0) || (CONSUMERS > 1 && P(1 % CONSUMERS)) || (CONSUMERS > 2 && P(2 % CONSUMERS)))
+
+#if CRASHES
+#define MAY_DIE :: atomic { crashes < CRASHES -> crashes++; dead = dead | (1 << me); if :: me == PRODUCER -> stopped = 1 :: else fi; goto end_of_thread }
+#else
+#define MAY_DIE
+#endif
+#if WITHDRAW
+#define MAY_LEAVE :: atomic { exceptions < WITHDRAW -> exceptions++; leaving = 1; goto N6 }
+#else
+#define MAY_LEAVE
+#endif
+
+/* What unpark_one finds in one scan. */
+inline choose() {
+    if
+    :: S[0] == WAITING -> chosen = 0
+    :: CONSUMERS > 1 && S[1 % CONSUMERS] == WAITING -> chosen = 1
+    :: CONSUMERS > 2 && S[2 % CONSUMERS] == WAITING -> chosen = 2
+    :: !ANY(IS_WAITING) -> chosen = NOBODY
+    fi
+}
+
+proctype Consumer(byte me) {
+    byte chosen = NOBODY, reaped = NOBODY;
+    bit leaving;
+
+    if MAY_DIE :: atomic { CAN_TAKE -> holder = me } fi;
+again:
+    if
+    MAY_DIE
+    :: atomic { leaving -> holder = NOBODY; goto end_of_thread }
+    :: atomic { !leaving && items > 0 -> items--; holder = NOBODY; goto end_of_thread }
+    :: atomic { !leaving && items == 0 && ALL_OVER -> holder = NOBODY; goto end_of_thread }
+    :: atomic { !leaving && items == 0 && !ALL_OVER && IS(PUBLISH_AFTER_RELEASE) -> holder = NOBODY }
+    :: atomic { !leaving && items == 0 && !ALL_OVER && !IS(PUBLISH_AFTER_RELEASE) -> goto N1 }
+    fi;
+N1: if
+    MAY_DIE
+    :: atomic { true -> S[me] = WAITING; if :: IS(PUBLISH_AFTER_RELEASE) -> goto N3 :: else fi }
+    fi;
+N2: if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { true -> holder = NOBODY }
+    fi;
+N3: if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { tokens[me] > 0 -> tokens[me]-- }
+    :: atomic { POLL && S[me] == NOTIFIED && !IS(POLL_IGNORES_S) -> goto N4 }
+    :: atomic { POLL && ANY(REAPABLE) && !IS(NO_REAP) -> goto reap }
+    :: atomic { ALL_OVER -> S[me] = IDLE; goto end_of_thread }
+    fi;
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { S[me] == NOTIFIED || IS(TOKEN_IS_ENOUGH) -> goto N4 }
+    :: atomic { S[me] != NOTIFIED && !IS(TOKEN_IS_ENOUGH) -> goto N3 }
+    fi;
+N4: if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { true -> S[me] = IDLE }
+    fi;
+N5: if
+    MAY_DIE
+    :: atomic { CAN_TAKE -> holder = me; goto again }
+    :: atomic { holder == me -> goto again }
+    fi;
+
+N6: if
+    MAY_DIE
+    :: atomic { !IS(N6_LOOKS_FIRST) -> chosen = (S[me] == NOTIFIED && !IS(N6_KEEPS) -> 0 : NOBODY); S[me] = IDLE }
+    :: atomic { IS(N6_LOOKS_FIRST) -> chosen = (S[me] == NOTIFIED -> 0 : NOBODY); goto N6_store }
+    fi;
+N6_pass:
+    if
+    :: chosen == NOBODY -> goto N5
+    :: else -> goto unpark_one
+    fi;
+N6_store: /* N6_LOOKS_FIRST only. */
+    atomic { S[me] = IDLE; goto N6_pass };
+
+reap:
+    if
+    MAY_DIE
+    :: atomic {
+        if
+        :: REAPABLE(0) -> reaped = 0
+        :: CONSUMERS > 1 && REAPABLE(1 % CONSUMERS) -> reaped = 1
+        :: CONSUMERS > 2 && REAPABLE(2 % CONSUMERS) -> reaped = 2
+        :: !ANY(REAPABLE) -> goto N3
+        fi;
+        if
+        :: IS(REAP_FIRST) -> S[reaped] = IDLE
+        :: else
+        fi;
+        goto unpark_one
+    }
+    fi;
+
+unpark_one: /* A reaper may choose itself. */
+    if
+    MAY_DIE
+    :: atomic { true -> choose(); if :: chosen == NOBODY -> goto passed :: else fi }
+    fi;
+    if
+    MAY_DIE
+    :: atomic { S[chosen] == WAITING -> S[chosen] = NOTIFIED }
+    :: atomic { S[chosen] != WAITING -> goto unpark_one }
+    fi;
+    if
+    MAY_DIE
+    :: atomic { true -> tokens[chosen]++ }
+    fi;
+passed:
+    if
+    MAY_DIE
+    :: atomic {
+        true ->
+        chosen = NOBODY;
+        if
+        :: reaped != NOBODY -> if :: REAPABLE(reaped) -> S[reaped] = IDLE :: else fi; reaped = NOBODY; goto N3
+        :: else -> goto N5
+        fi
+    }
+    fi;
+
+end_of_thread:
+    atomic { chosen = NOBODY; reaped = NOBODY; leaving = 0; assert(S[me] == IDLE || IS_DEAD(me)) /* I2 */ }
+}
+
+proctype Producer(byte me) {
+    byte chosen = NOBODY;
+
+make:
+    if
+    MAY_DIE
+    :: atomic { made == ITEMS -> stopped = 1; goto end_of_thread }
+    :: atomic { made < ITEMS && CAN_TAKE -> holder = me }
+    fi;
+unpark_one:
+    if
+    MAY_DIE
+    :: atomic {
+        if
+        :: IS(NOTIFY_SKIPS) && ANY(IS_NOTIFIED) -> chosen = NOBODY
+        :: else -> choose()
+        fi;
+        if :: chosen == NOBODY -> goto passed :: else fi
+    }
+    fi;
+    if
+    MAY_DIE
+    :: atomic { S[chosen] == WAITING -> S[chosen] = NOTIFIED }
+    :: atomic { S[chosen] != WAITING -> goto unpark_one }
+    fi;
+    if
+    MAY_DIE
+    :: atomic { true -> tokens[chosen]++; chosen = NOBODY }
+    fi;
+passed: /* The item comes last: a producer that dies before it has made none. */
+    if
+    MAY_DIE
+    :: atomic { true -> made++; items++; holder = NOBODY; goto make }
+    fi;
+end_of_thread:
+    skip
+}
+
+init {
+    atomic {
+        run Consumer(0);
+#if CONSUMERS > 1
+        run Consumer(1);
+#endif
+#if CONSUMERS > 2
+        run Consumer(2);
+#endif
+        run Producer(PRODUCER)
+    }
+}
