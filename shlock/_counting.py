@@ -220,7 +220,7 @@ class ConditionWord(_Word):
     def _take_again(self, lock: Any, depth: int) -> None:
         """Take the lock again, so that whoever leaves ``wait`` by an exception holds it, too.
 
-        One exception from a signal handler waits until the lock is taken; a second one gets through at once, without the lock.
+        One exception from a signal handler waits until the lock is taken; a second one gets through at once, without it.
         """
         interruption: BaseException | None = None
         while not lock._semlock._is_mine():

@@ -207,9 +207,10 @@ class OwnedWords:
     def release(self, *, repaired: bool | None = None, leaving: bool = False) -> None:
         """R2 and R3, for any owner: a Lock may be released by another process or thread than took it.
 
-        ``repaired``: whether what a dead owner left is in order now; None: it is, unless the policy is "poison", under which
-        only ``repair()`` says so.  ``leaving``: at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
-        parent's ``with`` releases nothing; a word that changed hands raises ValueError.
+        repaired  whether what a dead owner left is in order now.  None: it is, unless the policy is "poison", under which only
+                  ``repair()`` says so
+        leaving   at the end of a ``with``, only what this process holds is released.  A forked child that leaves its parent's
+                  ``with`` releases nothing; a word that changed hands raises ValueError
         """
         back = borrow_operand()
         interruption: BaseException | None = None

@@ -126,7 +126,7 @@ class Segment(SharedMemory):
             os.close(fd)
 
     def __del__(self) -> None:
-        try:
+        try:  # noqa: SIM105 - when the interpreter is shutting down, contextlib may be gone
             self.close()
-        except (AttributeError, OSError, TypeError):  # the interpreter is shutting down
+        except (AttributeError, OSError, TypeError):
             pass

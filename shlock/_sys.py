@@ -72,7 +72,7 @@ class System:
         except (ProcessLookupError, OverflowError):
             return None
         except OSError as error:
-            if error.errno == errno.EINVAL:  # pid 0 or below, or a thread that leads no process
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # the number of a thread that leads no process; newer: ENOENT
                 return None
             raise
 

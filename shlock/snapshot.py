@@ -146,11 +146,13 @@ def _nameless() -> Iterator[DomainSnapshot]:
                     if facts.st_nlink or (facts.st_dev, facts.st_ino) in seen or facts.st_uid != SYSTEM.geteuid():
                         continue
                     seen.add((facts.st_dev, facts.st_ino))
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                    if os.pread(descriptor, at.WORD, 0) != at.MAGIC.to_bytes(at.WORD, "little"):
-                        os.close(descriptor)
-                        continue
-                    yield _decode(descriptor, path)
+                    if _is_ours(path):
+                        yield _decode(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+
+def _is_ours(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(at.WORD) == at.MAGIC.to_bytes(at.WORD, "little")
 
 
 # -- decoding -------------------------------------------------------------------------------------------------------------
