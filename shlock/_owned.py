@@ -1,13 +1,12 @@
 """Words that name their owner: the lock protocol.  A Lock is one such word; an owned Semaphore of n permits is n of them.
 
     # W                     owner   entered by                        leaves to
-    # 0                     -       R1, R3, first state               HELD
-    # HELD      me          live    A1, A2                            0 (R1), HELD|PARKED
-    # HELD|P    me|PARKED   live    A2, A5, a waiter's mark           PARKED (R2)
-    # PARKED                -       R2, A8                            HELD|P (A2, A5), 0 (R3)
-    # DEAD      any HELD    dead    the owner's death                 HEIR (poll), POISONED (poll, if the policy is "poison")
-    # HEIR      me|P|DIED   live    poll, A2 and A5 from POISONED     PARKED (R2), POISONED (A8, failed repair)
-    # POISONED  PARKED|DIED -       poll, A8 of an heir               HEIR (the next acquire, or repair())
+    # 0                     -       R1, R2, A8, first state           HELD
+    # HELD      me          live    A1, A2                            0 (R1), HELD|P
+    # HELD|P    me|PARKED   live    A5, a waiter's mark               0 (R2)
+    # DEAD      any HELD    dead    the owner's death                 HEIR (poll), POISONED (poll, under "poison")
+    # HEIR      me|P|DIED   live    poll, A2 and A5 from POISONED     0 (R2), POISONED (A8, or a repair that failed)
+    # POISONED  DIED        -       poll, A8 of an heir               HEIR (the next acquire; under "poison" only repair())
 
     acquire
     A1  CAS(W: 0 -> me): in.
@@ -18,14 +17,18 @@
                 held: CAS(w -> w|PARKED), ALWAYS, also when the bit is set: it is the fence that orders our S before our
                 look at W, and pairs with R2 before R3.
     A6  sleep.  poll: the owner is dead: CAS(w -> me|PARKED|DIED): in, and told -> A7.  else -> A5.
-    A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.
-    A8  withdraw: S := IDLE, then by what W says: ours: CAS -> PARKED|DIED of w, wake one.  free: wake one.
+    A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.  Chosen once more meanwhile: pass it on, as A8.
+    A8  withdraw: S := IDLE, then by what W says: ours: CAS -> DIED of w, wake one.  free: wake one.
                 another's: CAS(w -> w|PARKED).
     release
     R1  CAS(W: me -> 0): out.
-    R2  CAS(w -> PARKED).  DIED goes: the heir has put in order what it was told of.
-    R3  wake one; none there: CAS(W: PARKED -> 0), failure is fine.  Runs to its end also when it is interrupted.
+    R2  CAS(w -> 0): PARKED goes, because a waiter will be on its way.  DIED goes: the heir has put in order what it was told of.
+    R3  wake one, unless one is on its way already.  Runs to its end also when it is interrupted.
 
+    R2 clears PARKED before anybody is woken, so that until the woken thread has come the lock is as cheap as an uncontended one.
+    What that thread then does, whatever it is, restores I1: it takes W with PARKED, or marks it, or passes the wake-up on.
+
+    # I1  a parked waiter implies PARKED, or a wake-up under way, or a releaser between R2 and R3: no release misses it
     # I5  at most one process is inside: W changes to "me" by compare-exchange from a word without an owner, or from the
     #     exact word of an owner that the kernel calls dead
     # I6  a death inside is told once to each heir in turn until one of them releases: DIED stays in W while the heir holds
@@ -34,7 +37,7 @@
     # killed after             the word says     repaired by   outcome
     # C6 A1, A2, A5: taken     HELD              poll          heir told
     # C7 R1                    0                 -             nothing to repair
-    # C8 R2, nobody woken      PARKED            poll          a waiter gets in within its poll interval
+    # C8 R2, nobody woken      0                 poll          a waiter gets in within its poll interval
     # C9 heir took it          HEIR              poll          the next heir is told of this one
     # C10 poll wrote who died  DEAD              poll          the next poll writes the same
 
@@ -207,10 +210,10 @@ class OwnedWords:
     def release(self, *, repaired: bool | None = None, leaving: bool = False) -> None:
         """R2 and R3, for any owner: a Lock may be released by another process or thread than took it.
 
-        repaired  whether what a dead owner left is in order now.  None: it is, unless the policy is "poison", under which only
-                  ``repair()`` says so
-        leaving   at the end of a ``with``, only what this process holds is released.  A forked child that leaves its parent's
-                  ``with`` releases nothing; a word that changed hands raises ValueError
+        repaired  whether what a dead owner left is in order now.  None: it is, unless the policy is "poison", under which
+                  only ``repair()`` says so
+        leaving   at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
+                  parent's ``with`` releases nothing; a word that changed hands raises ValueError
         """
         back = borrow_operand()
         interruption: BaseException | None = None

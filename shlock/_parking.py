@@ -10,7 +10,7 @@ hint and no grant, and an empty one does no harm.
     # WAITING   asleep, or about to look at W    publish (A4), renew (A6)       NOTIFIED, IDLE
     # NOTIFIED  chosen, its wake-up is under way unpark                         WAITING, IDLE
 
-    # I1  a parked waiter implies PARKED in W or a notified waiter under way: no release misses it
+    # I1  a parked waiter implies PARKED in W, a wake-up under way, or a releaser about to start one: no release misses it
     # I2  S changes from WAITING to NOTIFIED by compare-exchange over state, key and sequence: a slow waker cannot hit
     #     a thread that meanwhile waits for something else
     # I3  who leaves without having got in, when the way in is free, wakes the next one (A8)

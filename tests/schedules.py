@@ -23,6 +23,7 @@ import __future__
 import contextlib
 import ctypes
 import dis
+import gc
 import importlib
 import inspect
 import os
@@ -740,8 +741,12 @@ class Interrupt:
             return None
 
         before = sys.gettrace()
+        collects = gc.isenabled()
+        gc.disable()  # a finalizer of something else is no part of the operation
         sys.settrace(called)
         try:
             operation()
         finally:
             sys.settrace(before)
+            if collects:
+                gc.enable()

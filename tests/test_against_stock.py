@@ -1493,7 +1493,7 @@ def interrupted() -> Iterator[None]:
             raised.append(True)
             raise InterruptedByTestError
 
-    with pytest.raises(InterruptedByTestError), alarms(interrupt):
+    with pytest.raises(InterruptedByTestError), alarms(interrupt) as handled:
         yield
 
 

@@ -6,9 +6,10 @@
  * S, tokens           as in lock.pml, with one key and one spot for each thread; scans are one step
  *
  * Semaphore, acquire  A1, A2: CAS(value > 0: value - 1, PARKED kept)
- *                     A4 publish, A5: value > 0: CAS(value - 1, PARKED set) -> pass; else CAS(w | PARKED) -> A6
- *                     pass: when value is left, unpark_one: this waiter may have swallowed the wake-ups of two releases
- *                     A8: S := IDLE; value > 0: unpark_one
+ *                     A4 publish, A5: value > 0: CAS(value - 1, PARKED set) -> A7; else CAS(w | PARKED) -> A6
+ *                     A7, with the permit, and A8, without: S := IDLE by exchange, and only then look at V:
+ *                     value > 0: unpark_one; else CAS(w | PARKED).  A lock's owner may swallow a wake-up, because its own
+ *                     release makes another; a permit's may never release, and may have swallowed those of two releases.
  * Semaphore, release  CAS(value + 1); PARKED was set: unpark_one; none found: CAS(this very word, without PARKED)
  * Event, wait         SET: done; A4; A5: SET: done; else CAS(w | PARKED), the generation is kept; A6; woken: SET or
  *                     another generation: done; A8: S := IDLE
@@ -48,7 +49,7 @@
 #endif
 
 #define NONE                  0
-#define NO_PASS               1    /* a waiter that takes a permit does not look whether more are left */
+#define A7_KEEPS_WAKEUP       1    /* a waiter that takes a permit does not look whether more are left */
 #define TAKE_WITHOUT_PARKED   2    /* a waiter takes the last permit and clears PARKED */
 #define CLEAR_ANY             3    /* a release that finds nobody clears PARKED whatever the value is now */
 #define A8_KEEPS_WAKEUP       4
@@ -56,6 +57,9 @@
 #define SET_STORES            6    /* set forgets whether PARKED was there when it wrote: it looks first, then stores */
 #define UNPARK_ONLY_ONE       7    /* set wakes one waiter */
 #define POLL_LOOKS_AT_S_ONLY  8    /* a poll does not look at V */
+#define A7_LOOKS_FIRST        9    /* it looks at V before it sets S to IDLE */
+#define A7_SKIPS_PARKED      10    /* it does not set PARKED when no permit is left */
+#define A8_SKIPS_PARKED      11    /* the same in A8 */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -182,8 +186,10 @@ A5: if
         inside++; assert(inside <= PERMITS);
         permit = 1;
         if
-        :: READY(V) && !IS(NO_PASS) -> stage[me] = WAKE
-        :: else -> stage[me] = OUT
+        :: IS(A7_LOOKS_FIRST) && READY(V) -> stage[me] = WAKE
+        :: IS(A7_LOOKS_FIRST) && !READY(V) -> stage[me] = OUT
+        :: IS(A7_KEEPS_WAKEUP) -> stage[me] = OUT
+        :: else
         fi
     }
     :: atomic { !READY_SINCE(V) -> V = V | PARKED; stage[me] = SLEEP; if :: goto A6 :: WITHDRAW -> goto A6T fi }
@@ -196,10 +202,23 @@ A7: if
         if
         :: EVENT -> stage[me] = OUT; goto next_round
         :: !EVENT && stage[me] == WAKE -> goto unpark
-        :: else -> goto critical
+        :: !EVENT && stage[me] == OUT -> goto critical
+        :: else
         fi
     }
     fi;
+    atomic {
+        if
+        :: READY(V) -> stage[me] = WAKE; goto unpark
+        :: else
+        fi;
+        if
+        :: IS(A7_SKIPS_PARKED)
+        :: else -> V = V | PARKED
+        fi;
+        stage[me] = OUT;
+        goto critical
+    };
 
 #define TOKEN  :: atomic { tokens[me] > 0 -> tokens[me]--; stage[me] = LOOK; goto woken }
 #define POLLED :: atomic { POLL && ((READY_SINCE(V) && !IS(POLL_LOOKS_AT_S_ONLY)) || S[me] == NOTIFIED) -> stage[me] = LOOK; goto woken }
@@ -228,7 +247,15 @@ A8: if
     if
     MAY_DIE
     :: atomic { !EVENT && READY(V) && !IS(A8_KEEPS_WAKEUP) -> goto unpark }
-    :: atomic { EVENT || !READY(V) || IS(A8_KEEPS_WAKEUP) -> stage[me] = OUT; goto next_round }
+    :: atomic {
+        EVENT || !READY(V) || IS(A8_KEEPS_WAKEUP) ->
+        if
+        :: !EVENT && !IS(A8_SKIPS_PARKED) -> V = V | PARKED
+        :: else
+        fi;
+        stage[me] = OUT;
+        goto next_round
+    }
     fi;
 
 got:

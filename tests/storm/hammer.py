@@ -1,7 +1,8 @@
 """What one worker of pytest-xdist does in the storm; ``tests/test_storm.py`` starts it, in two sizes.
 
 Several processes of every worker take named locks at random.  Under each lock stands a word that says who is inside: it must
-be 0, or the pid of a dead process if an heir was just told (of that one, or of an heir that died before it wrote).  The worker kills its processes at random and replaces them.
+be 0, or the pid of a dead process if an heir was just told (of that one, or of an heir that died before it wrote).  The
+worker kills its processes at random and replaces them.
 One test kills the very worker that runs it, inside the lock.
 """
 
