@@ -92,6 +92,10 @@ class Operand:
         self.tried = expected
         return bool(raw_compare_exchange(word, self._expected_pointer, self._desired_pointer))
 
+    def seen(self) -> int:
+        """What the word held when the latest exchange was carried out."""
+        return self._expected[0]
+
     def succeeded(self) -> bool:
         """Whether the latest compare-exchange of this operand was carried out and took effect."""
         return self.tried is not None and self._expected[0] == self.tried

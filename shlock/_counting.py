@@ -40,6 +40,8 @@ from .errors import AbandonedError
 
 __all__ = ["BarrierWord", "ConditionWord", "EventWord", "SemaphoreWord"]
 
+#: How often a release is interrupted by signal handlers that raise before it gives up finishing.
+MOST_INTERRUPTIONS: Final = 100
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -63,8 +65,8 @@ class _Word:
         return operand.compare_exchange(self.pointer, seen, seen | at.PARKED)
 
 
-def _as_itself(action: Callable[[], Any]) -> Any:
-    """Start again if this process turns out to be a child that was forked in the middle."""
+def _as_itself(action: Callable[[], bool]) -> bool:
+    """Start again if this process turns out to be a child that was forked in the middle.  Nothing is called afterwards."""
     while True:
         try:
             return action()
@@ -104,7 +106,7 @@ class SemaphoreWord(_Word):
                 self.release()
             raise
         deadline = deadline_after(timeout) if block else None
-        return bool(_as_itself(lambda: self._acquire(block and (timeout is None or timeout > 0), deadline)))
+        return _as_itself(lambda: self._acquire(block and (timeout is None or timeout > 0), deadline))
 
     def _acquire(self, block: bool, deadline: float | None) -> bool:
         waiter = _PermitWaiter(self)
@@ -122,9 +124,11 @@ class SemaphoreWord(_Word):
         give: Operand | None = None
         error = False
         interruption: BaseException | None = None
-        for _ in range(100):
+        tries = 0
+        while True:
             try:
-                give = give or borrow_operand()
+                if give is None:
+                    give = borrow_operand()
                 while not error and not give.succeeded():
                     w = self.view[self.place]
                     error = w >> at.COUNT_SHIFT >= self.limit
@@ -136,13 +140,15 @@ class SemaphoreWord(_Word):
             except Forked:
                 return  # a child: the release was its parent's
             except BaseException as exception:  # finish first: a half-done release would lose a permit or a wake-up
+                tries += 1
+                if tries > MOST_INTERRUPTIONS:
+                    raise
                 interruption = exception
         if interruption is not None:
             raise interruption
         if error:
             raise ValueError(RELEASED_TOO_OFTEN)
-        if give is not None:
-            give_back(give)
+        give_back(give)
 
     def wake_next(self) -> None:
         if crash_points:
@@ -209,13 +215,16 @@ class ConditionWord(_Word):
             waiter = _NotificationWaiter(self, lock, depth)
             try:
                 self.parking.park(waiter, deadline)
+                self._take_again(lock, depth)
                 return waiter.notified
             except Forked:
                 # A child that was forked while its parent waited holds nothing: it takes the lock and waits as itself.
                 self._take_again(lock, depth)
-            finally:
+            except BaseException:
                 if process is _process.current:
+                    waiter.hand_on()
                     self._take_again(lock, depth)
+                raise
 
     def _take_again(self, lock: Any, depth: int) -> None:
         """Take the lock again, so that whoever leaves ``wait`` by an exception holds it, too.
@@ -258,6 +267,7 @@ class _NotificationWaiter:
         self.depth = depth
         self.released = False
         self.notified = False
+        self.handed_on = False
 
     def attempt(self, spot: Spot) -> bool:
         word = self.word
@@ -279,11 +289,15 @@ class _NotificationWaiter:
 
     def withdraw(self, notified: bool, interrupted: bool) -> None:
         # At the deadline a notification that came just in time counts; by an exception it goes on to the next.
-        if notified and not self.notified:
-            if interrupted:
-                self.word.parking.unpark_many(self.index, 1)
-            else:
-                self.notified = True
+        self.notified = self.notified or notified
+        if interrupted:
+            self.hand_on()
+
+    def hand_on(self) -> None:
+        """Leaving by an exception, after having been chosen: the notification is for the next one."""
+        if self.notified and not self.handed_on:
+            self.word.parking.unpark_many(self.index, 1)
+            self.handed_on = True
 
     def pass_on(self) -> None:
         """To have been chosen is what this thread waited for: nothing is left over."""
@@ -354,7 +368,7 @@ class EventWord(_Word):
         deadline = deadline_after(timeout)
         if timeout is not None and timeout <= 0:
             return False
-        return bool(_as_itself(lambda: self.parking.park(_FlagWaiter(self, w >> at.COUNT_SHIFT), deadline)))
+        return _as_itself(lambda: self.parking.park(_FlagWaiter(self, w >> at.COUNT_SHIFT), deadline))
 
 
 class _FlagWaiter:

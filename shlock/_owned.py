@@ -17,16 +17,16 @@
                 held: CAS(w -> w|PARKED), ALWAYS, also when the bit is set: it is the fence that orders our S before our
                 look at W, and pairs with R2 before R3.
     A6  sleep.  poll: the owner is dead: CAS(w -> me|PARKED|DIED): in, and told -> A7.  else -> A5.
-    A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.  Chosen once more meanwhile: pass it on, as A8.
+    A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.  Chosen once more meanwhile: as A8.
     A8  withdraw: S := IDLE, then by what W says: ours: CAS -> DIED of w, wake one.  free: wake one.
                 another's: CAS(w -> w|PARKED).
     release
     R1  CAS(W: me -> 0): out.
-    R2  CAS(w -> 0): PARKED goes, because a waiter will be on its way.  DIED goes: the heir has put in order what it was told of.
+    R2  CAS(w -> 0): PARKED goes, because a waiter will be on its way; DIED goes, because the heir has done its part.
     R3  wake one, unless one is on its way already.  Runs to its end also when it is interrupted.
 
-    R2 clears PARKED before anybody is woken, so that until the woken thread has come the lock is as cheap as an uncontended one.
-    What that thread then does, whatever it is, restores I1: it takes W with PARKED, or marks it, or passes the wake-up on.
+    R2 clears PARKED before anybody is woken, so that until the woken thread has come the lock is as cheap as an uncontended
+    one.  What that thread then does, whatever it is, restores I1: it takes W with PARKED, or marks it, or passes it on.
 
     # I1  a parked waiter implies PARKED, or a wake-up under way, or a releaser between R2 and R3: no release misses it
     # I5  at most one process is inside: W changes to "me" by compare-exchange from a word without an owner, or from the
@@ -54,7 +54,7 @@ import warnings
 import weakref
 from _thread import get_ident
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from . import _layout as at
 from . import _process
@@ -71,6 +71,8 @@ WARN, IGNORE, POISON = range(len(at.POLICIES))
 
 #: Looks at a held word before a thread goes to sleep; each look takes some 0.1 us.
 MOST_LOOKS: Final = 100
+#: How often a release is interrupted by signal handlers that raise before it gives up finishing.
+MOST_INTERRUPTIONS: Final = 100
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -141,13 +143,14 @@ class OwnedWords:
         waiter = _take_waiter(self, repair)
         done = False
         try:
-            got = waiter.look(self._looks() if block else 1)  # A2
+            got = waiter.look(1)
             if not got:
                 if block:
-                    got = self.parking.park(waiter, deadline)
+                    got = waiter.look(self._looks()) or self.parking.park(waiter, deadline)  # A2
                 else:
                     got = self._look_for_the_dead(waiter)  # A3
             if not got:
+                waiter.words = None  # or it would keep the block alive
                 _waiters.append(waiter)
                 return False
             self.thread = get_ident()
@@ -158,6 +161,7 @@ class OwnedWords:
             if waiter.died and not repair:
                 self.tell_heir()
             done = True
+            waiter.words = None
             _waiters.append(waiter)
             if waiter.process is _process.current:
                 return True
@@ -177,13 +181,11 @@ class OwnedWords:
 
     def release_own(self) -> None:
         """release() of a semaphore: a word of this process, or ValueError."""
-        if _process.current.word not in self.owners():
-            raise ValueError(f"{describe(self.block)}: this process holds no permit of it ({RELEASED_TOO_OFTEN})")
         self.release(leaving=True)
 
     def _looks(self) -> int:
         """How often to look before sleeping: not at all where the owner cannot go on while we look."""
-        if _usable_cores() < 2 or len(self.places) > 1:
+        if len(self.places) > 1 or _usable_cores() < 2:
             return 1
         owner = self.view[self.places[0][0]] & at.OWNER
         return 1 if owner == _process.current.word else self.looks
@@ -215,24 +217,34 @@ class OwnedWords:
         leaving   at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
                   parent's ``with`` releases nothing; a word that changed hands raises ValueError
         """
-        back = borrow_operand()
+        back: Operand | None = None
         interruption: BaseException | None = None
-        error: str | None = None
-        for _ in range(100):
+        error: Exception | None = None
+        tries = 0
+        while True:
             try:
-                error = self._release(back, repaired, leaving)
+                if back is None:
+                    back = borrow_operand()
+                error = self.release_word(back, repaired, leaving)
                 break
             except Forked:
                 return
             except BaseException as exception:  # finish first: a half-done release would lose a wake-up
+                tries += 1
+                if tries > MOST_INTERRUPTIONS:
+                    raise
                 interruption = exception
         if interruption is not None:
             raise interruption
         if error is not None:
-            raise ValueError(error)
+            raise error
         give_back(back)
 
-    def _release(self, back: Operand, repaired: bool | None, leaving: bool) -> str | None:
+    def release_word(self, back: Operand, repaired: bool | None, leaving: bool) -> Exception | None:
+        """R2 and R3.  May be interrupted and called again with the same operand, which knows what has been done.
+
+        Returns what is wrong, instead of raising it: what it raises came from a signal handler.
+        """
         start, view = self.block.start, self.view
         if not back.succeeded():
             place, word = self._place_to_release()
@@ -240,13 +252,13 @@ class OwnedWords:
                 w = view[place]
                 owner = w & at.OWNER
                 if not owner:
-                    return RELEASED_TOO_OFTEN
+                    return ValueError(RELEASED_TOO_OFTEN)
                 if owner == _process.current.word:
                     self.thread, self.depth = 0, 1
                 elif leaving:
                     if owner in _process.ancestors:
                         return None
-                    return f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now"
+                    return ValueError(f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now")
                 view[start + at.BLOCK_SINCE] = 0
                 keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0
                 if back.compare_exchange(word, w, w & keep):  # R2
@@ -273,6 +285,7 @@ class OwnerWaiter:
     """One thread that is on its way in.  ``take`` is used for nothing but taking: it knows whether we are inside."""
 
     __slots__ = ("back", "died", "index", "mark", "place", "process", "repair", "take", "words")
+    words: Any  # the OwnedWords, while it is in use
 
     def __init__(self) -> None:
         self.take = Operand()
@@ -484,7 +497,7 @@ def make_fast_path(
         except BaseException as error:
             if (taken or (called and cell[0] == 0)) and generation is _generation:
                 words.release()
-            if not _is_empty_pool(error, called):
+            if not _is_empty_pool(error, called, _zeros):
                 raise
             give_zero(_cell(0))
         return words.acquire(block, timeout)
@@ -493,51 +506,64 @@ def make_fast_path(
         def release(*exception: object) -> None:
             if exception and not leaving:
                 raise TypeError(f"release() takes no arguments ({len(exception)} given)")
-            if recursive:
-                if words.thread != get_ident():
-                    if leaving and words.is_of_ancestor():
-                        return
-                    raise AssertionError("attempt to release recursive lock not owned by thread")
-                if words.depth > 1:
-                    words.depth -= 1
-                    return
             generation = _generation
-            called = done = False
-            try:
-                words.thread = 0
-                expected, cell = operand = take_mine()
-                if generation is not _generation:
-                    return  # a forked child, in the middle of its parent's release
-                called = True
-                if compare_exchange(word, expected, zero):  # R1
-                    done = True
-                    if generation is _generation:
+            error: Exception | None = None
+            interruption: BaseException | None = None
+            back: Operand | None = None
+            tries = 0
+            begun = called = False
+            while True:
+                try:
+                    if not begun:
+                        if recursive:
+                            if words.thread != get_ident():
+                                if not (leaving and words.is_of_ancestor()):
+                                    error = AssertionError("attempt to release recursive lock not owned by thread")
+                                break
+                            if words.depth > 1:
+                                words.depth -= 1
+                                break
+                        expected, cell = operand = take_mine()
+                        if generation is not _generation:
+                            break  # a forked child, in the middle of its parent's release
+                        words.thread = 0
+                        begun = called = True
+                        if compare_exchange(word, expected, zero):  # R1
+                            if generation is _generation:
+                                give_mine(operand)
+                            break
+                        if generation is not _generation:
+                            break
+                        called = False
+                        cell[0] = _process.current.word
                         give_mine(operand)
-                    return
-                if generation is not _generation:
-                    return
-                called = False
-                cell[0] = _process.current.word
-                give_mine(operand)
-            except BaseException as error:
-                if generation is not _generation:
-                    raise
-                if not (done or (called and cell[0] == _process.current.word)) and not _is_empty_pool(error, called):
-                    words.release(leaving=leaving)
-                if not _is_empty_pool(error, called):
-                    raise
-                give_mine(_cell(_process.current.word))
-            if generation is _generation:
-                words.release(leaving=leaving)
+                    if back is None:
+                        back = borrow_operand()
+                    error = words.release_word(back, None, leaving)
+                    break
+                except BaseException as raised:  # finish first: a half-done release would lose a wake-up, or the lock
+                    if _is_empty_pool(raised, begun, _mine):
+                        give_mine(_cell(_process.current.word))
+                        continue
+                    tries += 1
+                    if generation is not _generation or tries > MOST_INTERRUPTIONS:
+                        raise
+                    interruption = raised
+                    if called and cell[0] == _process.current.word:
+                        break  # R1 was made
+            if interruption is not None:
+                raise interruption
+            if error is not None:
+                raise error
 
         return release
 
     return acquire, make_release(False), make_release(True)
 
 
-def _is_empty_pool(error: BaseException, called: bool) -> bool:
-    """Whether there was no operand left to take: one is added, and the slow path goes on."""
-    return isinstance(error, IndexError) and not called
+def _is_empty_pool(error: BaseException, begun: bool, pool: list[tuple[Pointer, memoryview]]) -> bool:
+    """Whether there was no operand left to take: then one has to be added."""
+    return isinstance(error, IndexError) and not begun and not pool
 
 
 _cores = (0.0, 1)

@@ -90,7 +90,7 @@ class Spot:
     """The place of one blocked thread.  It belongs to one thread of this process at a time."""
 
     __slots__ = (
-        "claim_word", "claimant", "index", "operand", "semaphore",
+        "claim_word", "claimant", "index", "is_leaving", "operand", "semaphore",
         "since_word", "state_pointer", "state_word", "thread_word", "words",
     )  # fmt: skip
 
@@ -100,6 +100,7 @@ class Spot:
         self.semaphore = semaphore
         self.operand = Operand()
         self.claimant = _process.current
+        self.is_leaving = False
         self.state_word, self.claim_word, self.thread_word, self.since_word = (
             layout.spot(array, index) for array in (at.SPOT_STATE, at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
         )
@@ -108,6 +109,7 @@ class Spot:
     def publish(self, key: int) -> None:
         """A4: from here on the thread can be chosen.  An exchange, so also a fence."""
         words = self.words
+        self.is_leaving = False
         words.store(self.thread_word, threading.get_native_id())
         words.store(self.since_word, SYSTEM.monotonic_ns())
         sequence = (words.load(self.state_word) & at.SEQUENCE) + at.SEQUENCE_ONE & at.SEQUENCE
@@ -126,7 +128,9 @@ class Spot:
         """A7 and the first step of A8: nobody can choose the thread any more.  Whether it had been chosen."""
         state = self.words.load(self.state_word)
         if state & at.STATE == at.IDLE:
-            return False
+            # Called again, after an interruption: the operand knows what the exchange saw.
+            return self.is_leaving and self.operand.seen() & at.STATE == at.NOTIFIED
+        self.is_leaving = True
         return self.operand.exchange(self.state_pointer, state & ~at.STATE) & at.STATE == at.NOTIFIED
 
     def __del__(self) -> None:
@@ -352,17 +356,11 @@ class Parking:
             return self._claim()
 
     def _claim(self) -> Spot:
-        me = _process.current.word
-        claims = self.layout.spot(at.SPOT_CLAIM, 0)
-        used, spots = min(self.words.load(at.HEADER_SPOTS_USED), self.layout.spots), self.layout.spots
-        index = self._claim_free(me, range(used))
-        if index is None:  # a few places where a dead thread may have left its spot, before the table grows
-            index = self._claim_dead([secrets.randbelow(used) for _ in range(min(used, LOOKS_FOR_THE_DEAD))])
-        if index is None:
-            index = self._claim_free(me, range(used, spots))
-        if index is None:
-            index = self._claim_dead(range(spots))
-        if index is None:
+        for _ in range(3):  # somebody who is just reaping the dead holds their spots for a moment
+            index = self._claim_index()
+            if index is not None:
+                break
+        else:
             raise SegmentError(
                 self.segment.name or "without a name",
                 f"all {self.layout.spots} parking spots are taken by blocked threads of living processes",
@@ -379,8 +377,20 @@ class Parking:
             self.semaphores[index] = semaphore
             return Spot(self.words, self.layout, index, semaphore)
         except BaseException:
-            self.words.store(claims + index, 0)
+            self.words.store(self.layout.spot(at.SPOT_CLAIM, index), 0)
             raise
+
+    def _claim_index(self) -> int | None:
+        me = _process.current.word
+        used, spots = min(self.words.load(at.HEADER_SPOTS_USED), self.layout.spots), self.layout.spots
+        index = self._claim_free(me, range(used))
+        if index is None:  # a few places where a dead thread may have left its spot, before the table grows
+            index = self._claim_dead([secrets.randbelow(used) for _ in range(min(used, LOOKS_FOR_THE_DEAD))])
+        if index is None:
+            index = self._claim_free(me, range(used, spots))
+        if index is None:
+            index = self._claim_dead(range(spots))
+        return index
 
     def _claim_free(self, me: int, indices: range) -> int | None:
         claims = self.layout.spot(at.SPOT_CLAIM, 0)

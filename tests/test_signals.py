@@ -60,6 +60,9 @@ class InThread:
     def is_over(self) -> bool:
         return not self._thread.is_alive()
 
+    def is_parked_at(self, primitive: Any) -> bool:
+        return any(waiter.thread_id == self._thread.native_id for waiter in primitive.waiters)
+
     def result(self) -> Any:
         self._thread.join(PATIENCE)
         assert self.is_over(), "a waiter was never woken"
@@ -251,8 +254,8 @@ class Contended(Trial):
         self.ready.set()
         assert self.go.wait(PATIENCE)
         if self.is_parked:
-            self.second = InThread(self._take_and_give)
-            eventually(lambda: len(self.lock.waiters) == 2, "both are parked")
+            self.second = second = InThread(self._take_and_give)
+            eventually(lambda: second.is_parked_at(self.lock), "the second one is parked")
         self.lock.release()
         self.gone.set()
 
@@ -331,7 +334,7 @@ class WaitForEvent(Trial):
             InThread(self._set).result()
 
     def _set(self) -> None:
-        eventually(lambda: len(self.event.waiters) == 2)
+        eventually(lambda: self.second is not None and self.second.is_parked_at(self.event))
         self.event.set()
 
     def operate(self) -> None:
@@ -389,7 +392,7 @@ class WaitForCondition(Trial):
             return self.condition.wait()
 
     def _notify(self) -> None:
-        eventually(lambda: len(self.condition.waiters) == 2)
+        eventually(lambda: self.second is not None and self.second.is_parked_at(self.condition))
         with self.condition:
             self.condition.notify()
 
@@ -616,7 +619,6 @@ def test_a_handler_that_returns_resumes_the_wait_and_the_timeout_stays_right(kin
             signal.pthread_kill(main, signal.SIGUSR1)
             eventually(lambda: len(seen) > before or over.is_set())
 
-    eventually(lambda: True)
     sender = InThread(send)
     start = time.monotonic()
     try:

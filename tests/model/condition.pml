@@ -159,6 +159,7 @@ reap:
     if
     MAY_DIE
     :: atomic {
+        true ->
         if
         :: REAPABLE(0) -> reaped = 0
         :: CONSUMERS > 1 && REAPABLE(1 % CONSUMERS) -> reaped = 1
@@ -217,6 +218,7 @@ unpark_one:
     if
     MAY_DIE
     :: atomic {
+        true ->
         if
         :: IS(NOTIFY_SKIPS) && ANY(IS_NOTIFIED) -> chosen = NOBODY
         :: else -> choose()

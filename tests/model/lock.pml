@@ -481,6 +481,7 @@ reap: /* S was read; the claim is read now, in this order, and then S is exchang
     MAY_DIE
     MAY_LEAVE
     :: atomic {
+        true ->
         DRAIN(spot);
         if
         :: S[other] == seen || IS(REAP_STORE) -> S[other] = WORD(SEQUENCE(seen), 0, IDLE)
@@ -595,6 +596,7 @@ R3_none:
     MAY_LEAVE_AGAIN
     MAY_REPEAT_R3
     :: atomic {
+        true ->
         if
         :: in_release && (W[lock] == PARKED || IS(R3_PLAIN_CLEAR)) -> W[lock] = 0
         :: else                                 /* A8 leaves PARKED to the next release */
@@ -651,6 +653,7 @@ A8: if
     MAY_DIE
     MAY_LEAVE_AGAIN
     :: atomic {
+        true ->
         if
         :: spot != NOBODY ->
             DRAIN(spot);
@@ -668,6 +671,7 @@ A8_word:
     MAY_DIE
     MAY_LEAVE_AGAIN
     :: atomic {
+        true ->
         if
         :: got || (IS(A8_TRUSTS_WORD) && (W[lock] & OWNER) == me) ->
             W[lock] = PARKED | (W[lock] & DIED);

@@ -27,6 +27,7 @@ from typing import Literal
 
 HERE = Path(__file__).resolve().parent
 MEMORY_LIMIT_MB = 3000
+EXTRA: list[str] = []
 Size = Literal["quick", "default", "deep"]
 
 
@@ -112,7 +113,7 @@ def _search(configuration: Configuration, folder: Path) -> str:
     defines = [f"-D{name}={value}" for name, value in configuration.defines.items()]
     _run(["spin", "-a", *defines, model], folder, output="pan.c")
     kind = "-DNP" if configuration.progress else "-DSAFETY"
-    options = ["-O2", "-w", "-DCOLLAPSE", "-DNOFAIR", kind, f"-DMEMLIM={MEMORY_LIMIT_MB}"]
+    options = ["-O2", "-w", *EXTRA, "-DCOLLAPSE", "-DNOFAIR", kind, f"-DMEMLIM={MEMORY_LIMIT_MB}"]
     _run(["gcc", *options, "-o", "pan", "pan.c"], folder, output="pan")
     command = ["./pan", f"-m{configuration.depth}", *(["-l"] if configuration.progress else [])]
     return _run(command, folder)

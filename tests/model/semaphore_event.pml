@@ -302,6 +302,7 @@ unpark:
     if
     MAY_DIE_IDLE
     :: atomic {
+        true ->
         choose();
         if
         :: chosen != NOBODY -> goto notify
@@ -312,6 +313,7 @@ unpark:
     if
     MAY_DIE_IDLE
     :: atomic {
+        true ->
         if
         :: clear && (V == w || IS(CLEAR_ANY)) -> V = V & ~PARKED
         :: else
