@@ -503,13 +503,13 @@ def make_fast_path(
         return words.acquire(block, timeout)
 
     def make_release(leaving: bool) -> Callable[..., None]:
-        def release(*exception: object) -> None:
-            if exception and not leaving:
-                raise TypeError(f"release() takes no arguments ({len(exception)} given)")
+        def release(kind: object = None, value: object = None, traceback: object = None) -> None:
+            if kind is not None and not leaving:
+                raise TypeError("release() takes no arguments")
             generation = _generation
             error: Exception | None = None
-            interruption: BaseException | None = None
             back: Operand | None = None
+            interruption: BaseException | None = None
             tries = 0
             begun = called = False
             while True:

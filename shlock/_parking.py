@@ -247,16 +247,16 @@ class Parking:
         mask, before = _signals_to_block(), set[int]()
         if mask:
             seconds = min(seconds, LONGEST_MASKED_SLEEP)
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            before = _set_mask(signal.SIG_BLOCK, ())
         try:
             if mask:
-                signal.pthread_sigmask(signal.SIG_BLOCK, mask)  # raises what came just before, the mask being set
+                _set_mask(signal.SIG_BLOCK, mask)  # raises what came just before, the mask being set
             spot.semaphore.acquire(seconds)
         except (posix_ipc.BusyError, posix_ipc.SignalError):
             pass
         finally:
             if mask:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is handled here
+                _set_mask(signal.SIG_SETMASK, before)  # what came meanwhile is handled here
 
     def _place_in_line(self, spot: Spot, key: int) -> float:
         """How many poll intervals this waiter waits between two looks: 1 for the first in line."""
@@ -503,6 +503,8 @@ def start_janitor(fd: int, prefix: str) -> int:
 
 _SIGNALS: Final = tuple(sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}))
 _get_handler: Callable[[int], Any] = _signal.getsignal
+#: Not signal.pthread_sigmask, which is Python: a handler that raises at its first instruction would leave the mask as it is.
+_set_mask: Callable[[int, Iterable[int]], set[int]] = _signal.pthread_sigmask
 _seen_handlers: list[Any] = []
 _mask: frozenset[int] = frozenset()
 

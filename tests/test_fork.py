@@ -186,12 +186,16 @@ def test_a_fork_anywhere_in_acquire_of_a_held_lock_lets_both_sides_finish(lock: 
 
 def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
     """The release is the parent's.  The child's copy of it does nothing; afterwards the child can take the lock."""
+    parent = os.getpid()
 
     def prepare() -> None:
         assert lock.acquire()
 
     def operate() -> None:
-        lock.release()
+        try:
+            lock.release()
+        except (AssertionError, ValueError):
+            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
 
     def in_child() -> None:
         assert owner_pid(lock) != os.getpid()
@@ -202,10 +206,7 @@ def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
     def in_parent() -> None:
         eventually(lambda: owner_pid(lock) != os.getpid())
 
-    class Quiet(ForkEverywhere):
-        pass
-
-    Quiet().run(prepare, operate, in_child, in_parent, 2)
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 2)
     assert not lock.locked()
 
 
@@ -271,6 +272,38 @@ def test_a_child_that_leaves_its_parents_with_releases_nothing(kind: str) -> Non
     assert not lock.locked()
 
 
+def test_a_child_that_leaves_its_parents_with_after_the_parent_releases_nothing(lock: Any) -> None:
+    """By then nobody holds it, or a third process: neither is an error of the child, and neither is disturbed."""
+    parent, page = os.getpid(), Page()
+    for third in (False, True):
+        page[0] = 0
+        pid = 0
+        try:
+            with lock:
+                pid = os.fork()
+                if pid == 0:
+                    eventually(lambda: page[0])
+            if os.getpid() != parent:
+                os._exit(0 if owner_pid(lock) == (parent if third else None) else 3)
+        except BaseException:
+            if os.getpid() == parent:
+                raise
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            if os.getpid() != parent:
+                os._exit(2)
+        if third:
+            lock.acquire()
+        page[0] = 1
+        wait_for(pid)
+        if third:
+            assert owner_pid(lock) == parent
+            lock.release()
+        assert not lock.locked()
+
+
 def test_an_rlock_is_not_owned_by_the_child_of_its_owner() -> None:
     lock = shlock.RLock()
 
@@ -299,12 +332,16 @@ def test_a_child_forked_while_another_thread_holds_is_not_the_owner() -> None:
     holder.start()
     assert holds.wait(PATIENCE)
 
+    page = Page()
+
     def look() -> None:
         assert lock.acquire(False) is False
+        page[0] = 1
         assert lock.acquire()
         lock.release()
 
     pid = fork_and(look)
+    eventually(lambda: page[0])
     go.set()
     holder.join(PATIENCE)
     wait_for(pid)
@@ -318,13 +355,17 @@ def test_a_child_forked_while_another_thread_waits_does_not_wait_with_it() -> No
     waiter.start()
     eventually(lambda: lock.waiters)
 
+    page = Page()
+
     def look() -> None:
         assert [one.pid for one in lock.waiters] == [os.getppid()]
         assert lock.acquire(True, 0.01) is False
+        page[0] = 1
         assert lock.acquire()
         lock.release()
 
     pid = fork_and(look)
+    eventually(lambda: page[0])
     lock.release()
     waiter.join(PATIENCE)
     wait_for(pid)

@@ -44,7 +44,6 @@
 #define REAP_FIRST             5    /* the spot IDLE first, then unpark_one */
 #define POLL_IGNORES_S         6    /* a poll does not look at its own S */
 #define NOTIFY_SKIPS           7    /* notify wakes nobody while some spot is NOTIFIED */
-#define TOKEN_IS_ENOUGH        8    /* a token counts as a notification, whatever S says */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -128,8 +127,8 @@ N3: if
     if
     MAY_DIE
     MAY_LEAVE
-    :: atomic { S[me] == NOTIFIED || IS(TOKEN_IS_ENOUGH) -> goto N4 }
-    :: atomic { S[me] != NOTIFIED && !IS(TOKEN_IS_ENOUGH) -> goto N3 }
+    :: atomic { S[me] == NOTIFIED -> goto N4 }
+    :: atomic { S[me] != NOTIFIED -> goto N3 }
     fi;
 N4: if
     MAY_DIE

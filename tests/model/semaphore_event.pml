@@ -50,15 +50,12 @@
 
 #define NONE                  0
 #define A7_KEEPS_WAKEUP       1    /* a waiter that takes a permit does not look whether more are left */
-#define TAKE_WITHOUT_PARKED   2    /* a waiter takes the last permit and clears PARKED */
-#define CLEAR_ANY             3    /* a release that finds nobody clears PARKED whatever the value is now */
 #define A8_KEEPS_WAKEUP       4
 #define NO_GENERATION         5    /* a woken waiter looks at SET only */
 #define SET_STORES            6    /* set forgets whether PARKED was there when it wrote: it looks first, then stores */
 #define UNPARK_ONLY_ONE       7    /* set wakes one waiter */
 #define POLL_LOOKS_AT_S_ONLY  8    /* a poll does not look at V */
 #define A7_LOOKS_FIRST        9    /* it looks at V before it sets S to IDLE */
-#define A7_SKIPS_PARKED      10    /* it does not set PARKED when no permit is left */
 #define A8_SKIPS_PARKED      11    /* the same in A8 */
 #ifndef MUTATION
 #define MUTATION NONE
@@ -180,8 +177,7 @@ A5: if
         READY_SINCE(V) ->
         if
         :: EVENT -> goto A7
-        :: !EVENT && IS(TAKE_WITHOUT_PARKED) -> V = (V - 1) & ~PARKED
-        :: !EVENT && !IS(TAKE_WITHOUT_PARKED) -> V = (V - 1) | PARKED
+        :: !EVENT -> V = (V - 1) | PARKED
         fi;
         inside++; assert(inside <= PERMITS);
         permit = 1;
@@ -212,10 +208,7 @@ A7: if
         :: READY(V) -> stage[me] = WAKE; goto unpark
         :: else
         fi;
-        if
-        :: IS(A7_SKIPS_PARKED)
-        :: else -> V = V | PARKED
-        fi;
+        V = V | PARKED;
         stage[me] = OUT;
         goto critical
     };
@@ -280,8 +273,7 @@ set:
     :: atomic { IS(SET_STORES) -> w = V }
     :: atomic { !IS(SET_STORES) }
     fi;
-    if
-    MAY_DIE
+    if      /* Nobody dies here: what was never set wakes nobody. */
     :: atomic {
         !(V & SET) ->
         if :: !IS(SET_STORES) -> w = V :: else fi;
@@ -315,7 +307,7 @@ unpark:
     :: atomic {
         true ->
         if
-        :: clear && (V == w || IS(CLEAR_ANY)) -> V = V & ~PARKED
+        :: clear && V == w -> V = V & ~PARKED
         :: else
         fi;
         goto passed
