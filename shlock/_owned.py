@@ -80,7 +80,7 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "block", "depth", "looks", "name", "next_look",
+        "__weakref__", "block", "depth", "is_inherited", "looks", "name", "next_look",
         "parking", "places", "policy", "skips", "thread", "view",
     )  # fmt: skip
 
@@ -93,6 +93,7 @@ class OwnedWords:
         self.parking = parking_of(block.arena)
         self.thread = 0  # which thread of this process took it last; means something while the word is ours
         self.depth = 1  # how often an RLock's owner took it
+        self.is_inherited = False  # this process was forked while its parent held it, and may be inside the parent's with
         self.next_look = 0.0
         self.looks = MOST_LOOKS // 4
         self.skips = [0]
@@ -181,6 +182,10 @@ class OwnedWords:
 
     def release_own(self) -> None:
         """release() of a semaphore: a word of this process, or ValueError."""
+        self.release()
+
+    def leave_own(self) -> None:
+        """The end of a semaphore's ``with``."""
         self.release(leaving=True)
 
     def _looks(self) -> int:
@@ -251,13 +256,13 @@ class OwnedWords:
             while True:
                 w = view[place]
                 owner = w & at.OWNER
-                if not owner:
-                    return ValueError(RELEASED_TOO_OFTEN)
                 if owner == _process.current.word:
                     self.thread, self.depth = 0, 1
-                elif leaving:
-                    if owner in _process.ancestors:
-                        return None
+                elif leaving and (self.is_inherited or owner in _process.ancestors):
+                    return None
+                elif not owner:
+                    return ValueError(RELEASED_TOO_OFTEN)
+                elif leaving or len(self.places) > 1:
                     return ValueError(f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now")
                 view[start + at.BLOCK_SINCE] = 0
                 keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0
@@ -453,6 +458,7 @@ def _in_child() -> None:
     _generation = object()
     for words in list(_all_words):
         words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
+        words.is_inherited = words.is_inherited or any(owner in _process.ancestors for owner in words.owners())
     for pool in (_mine, _waiters):
         pool.clear()
     _mine.extend(_cell(_process.current.word) for _ in range(4))
@@ -483,6 +489,7 @@ def make_fast_path(
         try:
             if timeout is None:
                 expected, cell = operand = take_zero()
+                generation = _generation
                 called = True
                 if compare_exchange(word, expected, me):  # A1
                     taken = True
@@ -517,7 +524,7 @@ def make_fast_path(
                     if not begun:
                         if recursive:
                             if words.thread != get_ident():
-                                if not (leaving and words.is_of_ancestor()):
+                                if not (leaving and (words.is_inherited or words.is_of_ancestor())):
                                     error = AssertionError("attempt to release recursive lock not owned by thread")
                                 break
                             if words.depth > 1:

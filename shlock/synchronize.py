@@ -349,6 +349,7 @@ class Semaphore(_Owned):
 
     _kind = at.SEMAPHORE
     _count: SemaphoreWord | None
+    _leave: Callable[[], None]
 
     def __init__(
         self,
@@ -384,9 +385,11 @@ class Semaphore(_Owned):
             self._count = None
             self.__dict__["acquire"] = words.acquire_any
             self.__dict__["release"] = words.release_own
+            self._leave = words.leave_own
         else:
             self._count = SemaphoreWord(block, self._limit)
             self.__dict__["acquire"], self.__dict__["release"] = self._count.acquire, self._count.release
+            self._leave = self._count.release
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take a permit; whether one was taken.  As :meth:`Lock.acquire`."""
@@ -408,7 +411,7 @@ class Semaphore(_Owned):
         return self.acquire()
 
     def __exit__(self, *exception: object) -> None:
-        self.release()
+        self._leave()
 
     @property
     def abandoned(self) -> Abandoned | None:
