@@ -70,7 +70,8 @@ __all__ = ["OwnedWords", "make_fast_path"]
 WARN, IGNORE, POISON = range(len(at.POLICIES))
 
 #: Looks at a held word before a thread goes to sleep; each look takes some 0.1 us.
-MOST_LOOKS: Final = 100
+MOST_LOOKS: Final = 150
+FEWEST_LOOKS: Final = 15
 #: How often a release is interrupted by signal handlers that raise before it gives up finishing.
 MOST_INTERRUPTIONS: Final = 100
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
@@ -147,7 +148,7 @@ class OwnedWords:
             got = waiter.look(1)
             if not got:
                 if block:
-                    got = waiter.look(self._looks()) or self.parking.park(waiter, deadline)  # A2
+                    got = waiter.look(self.worthwhile_looks()) or self.parking.park(waiter, deadline)  # A2
                 else:
                     got = self._look_for_the_dead(waiter)  # A3
             if not got:
@@ -188,7 +189,7 @@ class OwnedWords:
         """The end of a semaphore's ``with``."""
         self.release(leaving=True)
 
-    def _looks(self) -> int:
+    def worthwhile_looks(self) -> int:
         """How often to look before sleeping: not at all where the owner cannot go on while we look."""
         if len(self.places) > 1 or _usable_cores() < 2:
             return 1
@@ -321,20 +322,22 @@ class OwnerWaiter:
                     self.died = bool(w & at.DIED)
                     if self.take.compare_exchange(place[1], w, me | w & at.FLAGS):
                         if spinning:
-                            words.looks = min(MOST_LOOKS, words.looks + 4)
+                            words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
             looks -= 1
             if looks <= 0:
                 if spinning:
-                    words.looks = max(4, words.looks - 1)
+                    words.looks = max(FEWEST_LOOKS, words.looks - 5)
                 return False
 
     def attempt(self, spot: Spot) -> bool:
         """A5."""
         if self.take.succeeded():
             return True
-        spot.renew()
         words = self.words
+        # Woken up to find the word taken again: it may be free in a moment, and that is cheaper than to sleep again.
+        looks = words.worthwhile_looks() if spot.is_notified() else 0
+        spot.renew()
         view, me = words.view, _process.current.word
         for place in words.places:
             while True:
@@ -344,7 +347,13 @@ class OwnerWaiter:
                     self.place = place
                     self.died = bool(w & at.DIED)
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
+                        if looks > 0:
+                            words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
+                elif looks > 0:
+                    looks -= 1
+                    if not looks:
+                        words.looks = max(FEWEST_LOOKS, words.looks - 5)
                 elif self.mark.compare_exchange(place[1], w, w | at.PARKED):
                     break
         return False
@@ -562,6 +571,8 @@ def make_fast_path(
                 raise interruption
             if error is not None:
                 raise error
+            if back is not None:
+                give_back(back)
 
         return release
 

@@ -50,7 +50,7 @@ import posix_ipc
 from . import _janitor, _process
 from . import _layout as at
 from ._arena import Arena
-from ._atomic import Operand, Words
+from ._atomic import Operand, Pointer, Words, borrow_operand, give_back
 from ._segment import PREFIX
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
@@ -152,9 +152,11 @@ class Parking:
         self.is_nameless = arena.domain is None
         self.words = arena.words
         self.layout = arena.layout
+        self.spots = arena.layout.spots
         self.state_first = arena.layout.spot(at.SPOT_STATE, 0)
         self.pool: list[Spot] = []
         self.semaphores: dict[int, Any] = {}
+        self.pointers: dict[int, Pointer] = {}
         _all.add(self)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
@@ -272,8 +274,8 @@ class Parking:
     # -- waking -------------------------------------------------------------------------------------------------------
 
     def _states(self) -> list[int]:
-        used = min(self.words.load(at.HEADER_SPOTS_USED), self.layout.spots)
-        return self.words.view[self.state_first : self.state_first + used].tolist()
+        view, first = self.words.view, self.state_first
+        return view[first : first + min(view[at.HEADER_SPOTS_USED], self.spots)].tolist()
 
     def unpark_one(self, key: int, skips: list[int] | None = None) -> bool:
         """Wake the thread that has waited for this block the longest; False if none waits and none is under way.
@@ -318,8 +320,10 @@ class Parking:
         return woken
 
     def _notify(self, index: int, state: int) -> bool:
-        pointer = self.words.pointer(self.state_first + index)
-        operand = Operand()
+        pointer = self.pointers.get(index)
+        if pointer is None:
+            pointer = self.pointers[index] = self.words.pointer(self.state_first + index)
+        operand = borrow_operand()
         try:
             if not operand.compare_exchange(pointer, state, state & ~at.STATE | at.NOTIFIED):
                 return False
@@ -332,6 +336,7 @@ class Parking:
             raise
         if crash_points:
             crash_points[0]("R3 posted")
+        give_back(operand)
         return True
 
     def _post(self, index: int) -> None:
