@@ -40,8 +40,6 @@ from .errors import AbandonedError
 
 __all__ = ["BarrierWord", "ConditionWord", "EventWord", "SemaphoreWord"]
 
-#: How often a release is interrupted by signal handlers that raise before it gives up finishing.
-MOST_INTERRUPTIONS: Final = 100
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -141,7 +139,7 @@ class SemaphoreWord(_Word):
                 return  # a child: the release was its parent's
             except BaseException as exception:  # finish first: a half-done release would lose a permit or a wake-up
                 tries += 1
-                if tries > MOST_INTERRUPTIONS:
+                if tries > _process.MOST_INTERRUPTIONS:
                     raise
                 interruption = exception
         if interruption is not None:
@@ -480,7 +478,8 @@ class BarrierWord(_Word):
         except BrokenBarrierError:
             raise
         except BaseException:
-            arrival.take_back()
+            if arrival.process is _process.current:
+                _process.to_the_end(arrival.take_back)
             raise
         finally:
             arrival.leave()
@@ -513,13 +512,13 @@ class BarrierWord(_Word):
                 crash_points[0]("C19 round over, nobody woken")
         finally:
             if end.process is _process.current:
-                self.parking.unpark_many(self.index)
+                self._wake_all()
 
     def abort(self) -> None:
         operand = Operand()
         while not (w := self.view[self.place]) & at.BROKEN and not self.change(operand, w, w | at.BROKEN):
             pass
-        self.parking.unpark_many(self.index)
+        self._wake_all()
 
     def reset(self) -> None:
         operand = Operand()
@@ -533,7 +532,10 @@ class BarrierWord(_Word):
             party = self.view[place]
             if party & at.OWNER and not _process.is_alive(party):
                 operand.compare_exchange(pointer, party, 0)
-        self.parking.unpark_many(self.index)
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        _process.to_the_end(lambda: self.parking.unpark_many(self.index))
 
     def break_if_a_party_died(self) -> None:
         for place, _ in self.cells:
@@ -596,7 +598,10 @@ class _Arrival:
         self.index = word.index
         self.number = -1
         self.position: int | None = None
+        self.is_last = False
+        self.process = _process.current
         self.count = Operand()
+        self.back = Operand()
         self.mark = Operand()
 
     def arrive(self) -> int | None:
@@ -613,20 +618,26 @@ class _Arrival:
             arrived = word._arrived(w)
             if w & (at.BROKEN | at.ACTING) or word._round(w) != self.number or arrived >= word.parties:
                 return None
-            last = at.ACTING if arrived == word.parties - 1 else 0
-            if word.change(self.count, w, w + at.ONE | last):
+            self.is_last = arrived == word.parties - 1
+            if word.change(self.count, w, w + at.ONE | (at.ACTING if self.is_last else 0)):
                 if crash_points:
                     crash_points[0]("C17 party counted")
                 return arrived
 
     def take_back(self) -> None:
-        """By an exception: be no longer counted, if the round goes on."""
-        word, operand = self.word, Operand()
-        if self.count.process is not _process.current or not self.count.succeeded():
+        """By an exception: be no longer counted, if the round goes on.  May be called again when it was interrupted."""
+        word = self.word
+        if not self.count.succeeded():
             return
-        while word.outcome(w := word.view[word.place], self.number) is None and not w & at.ACTING and word._arrived(w):
-            if word.change(operand, w, w - at.ONE):
-                return
+        if self.is_last:  # the round was ours to end: nobody else would
+            if word.outcome(word.view[word.place], self.number) is None:
+                word.abort()
+            word.parking.unpark_many(self.index)
+            return
+        while not self.back.succeeded() and word.outcome(w := word.view[word.place], self.number) is None:
+            if w & at.ACTING or not word._arrived(w):
+                return  # everybody is here: the last one ends the round
+            word.change(self.back, w, w - at.ONE)
 
     def leave(self) -> None:
         """Be no longer waiting, but expected in the next round."""

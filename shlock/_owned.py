@@ -72,8 +72,6 @@ WARN, IGNORE, POISON = range(len(at.POLICIES))
 #: Looks at a held word before a thread goes to sleep; each look takes some 0.1 us.
 MOST_LOOKS: Final = 150
 FEWEST_LOOKS: Final = 15
-#: How often a release is interrupted by signal handlers that raise before it gives up finishing.
-MOST_INTERRUPTIONS: Final = 100
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -237,7 +235,7 @@ class OwnedWords:
                 return
             except BaseException as exception:  # finish first: a half-done release would lose a wake-up
                 tries += 1
-                if tries > MOST_INTERRUPTIONS:
+                if tries > _process.MOST_INTERRUPTIONS:
                     raise
                 interruption = exception
         if interruption is not None:
@@ -413,20 +411,12 @@ class OwnerWaiter:
 
     def withdraw_fully(self) -> None:
         """A8 for an exception outside the parking place; finished before the exception goes on."""
-        interruption: BaseException | None = None
-        for _ in range(100):
-            if self.process is not _process.current:
-                break
-            try:
-                if self.take.succeeded() and not self.back.succeeded():
-                    self.withdraw(False, True)
-                break
-            except Forked:
-                raise
-            except BaseException as error:
-                interruption = error
-        if interruption is not None:
-            raise interruption
+        if self.process is _process.current:
+            _process.to_the_end(self._withdraw_if_inside)
+
+    def _withdraw_if_inside(self) -> None:
+        if self.take.succeeded() and not self.back.succeeded():
+            self.withdraw(False, True)
 
 
 # -- the fast path --------------------------------------------------------------------------------------------------------
@@ -562,7 +552,7 @@ def make_fast_path(
                         give_mine(_cell(_process.current.word))
                         continue
                     tries += 1
-                    if generation is not _generation or tries > MOST_INTERRUPTIONS:
+                    if generation is not _generation or tries > _process.MOST_INTERRUPTIONS:
                         raise
                     interruption = raised
                     if called and cell[0] == _process.current.word:

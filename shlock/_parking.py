@@ -220,29 +220,22 @@ class Parking:
 
     def _withdraw(self, waiter: Waiter, spot: Spot | None, interrupted: bool) -> None:
         """A8.  Goes on to its end when it is interrupted, and then lets the interruption through."""
-        notified = False
-        process = _process.current
-        interruption: BaseException | None = None
-        for _ in range(100):
-            try:
-                if crash_points:
-                    crash_points[0]("A8 before S is IDLE")
-                if spot is not None and spot.leave():
-                    notified = True
-                if crash_points:
-                    crash_points[0]("A8 S IDLE")
-                waiter.withdraw(notified, interrupted)
-                if crash_points:
-                    crash_points[0]("A8 withdrawn")
-                break
-            except BaseException as error:
-                if process is not _process.current:
-                    raise
-                interruption, interrupted = error, True
-        if spot is not None:
-            self.pool.append(spot)
-        if interruption is not None:
-            raise interruption
+
+        def withdraw() -> None:
+            if crash_points:
+                crash_points[0]("A8 before S is IDLE")
+            notified = spot is not None and spot.leave()
+            if crash_points:
+                crash_points[0]("A8 S IDLE")
+            waiter.withdraw(notified, interrupted)
+            if crash_points:
+                crash_points[0]("A8 withdrawn")
+
+        try:
+            _process.to_the_end(withdraw)
+        finally:
+            if spot is not None:
+                self.pool.append(spot)
 
     def _sleep(self, spot: Spot, seconds: float) -> None:
         """A6: until a token comes or the time is over or a signal arrives.  The one call that blocks."""
@@ -423,6 +416,10 @@ class Parking:
             return False
         if crash_points:
             crash_points[0]("C4 spot of a dead thread claimed")
+        _process.to_the_end(lambda: self._make_idle(index))
+        return True
+
+    def _make_idle(self, index: int) -> None:
         while (state := self.words.load(self.state_first + index)) & at.STATE:
             if state & at.STATE == at.NOTIFIED:
                 self.unpark_one((state & at.KEY) >> at.KEY_SHIFT)
@@ -430,7 +427,6 @@ class Parking:
                 crash_points[0]("C4 its wake-up passed on")
             if self.words.compare_exchange(self.state_first + index, state, state & ~at.STATE):
                 break
-        return True
 
     def _reap_in_line(self, key: int) -> None:
         """Take dead threads out of the line: those that were chosen, and the one that is first."""

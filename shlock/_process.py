@@ -35,6 +35,8 @@ __all__ = [
     "refresh_in_child",
 ]
 
+#: How often something is interrupted by signal handlers that raise before it gives up finishing.
+MOST_INTERRUPTIONS = 100
 _PID_MASK = (1 << PID_BITS) - 1
 _BIRTH_MASK = (1 << BIRTH_BITS) - 1
 
@@ -110,6 +112,28 @@ def is_alive(word: int) -> bool:
         return birth is not None and birth & _BIRTH_MASK == birth_of(owner) and not SYSTEM.is_readable(descriptor)
     finally:
         SYSTEM.close(descriptor)
+
+
+def to_the_end(action: Callable[[], object]) -> None:
+    """Do what must not be left half-done, although signal handlers raise meanwhile; then raise what the last of them raised.
+
+    The action is called again after each interruption, so it has to know, or not to mind, what it has done already.
+    """
+    interruption: BaseException | None = None
+    tries = 0
+    while True:
+        try:
+            action()
+            break
+        except Forked:
+            raise
+        except BaseException as error:
+            tries += 1
+            if tries > MOST_INTERRUPTIONS:  # it isn't a signal handler, then
+                raise
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 def _before() -> None:

@@ -60,9 +60,11 @@ class Segment(SharedMemory):
                 fd = SYSTEM.open_segment(f"{SHM_FOLDER}/{name}", read_only=read_only)
             except FileNotFoundError:
                 return None
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode) or not facts.st_size:
                 os.close(fd)
-                raise SegmentError(name, "it is no regular file", f"Remove {SHM_FOLDER}/{name} if it is yours.")
+                fact = "it is truncated: 0 bytes" if stat.S_ISREG(facts.st_mode) else "it is no regular file"
+                raise SegmentError(name, fact, f"Remove {SHM_FOLDER}/{name} if it is yours.")
             if SYSTEM.lock_byte(fd, BYTE_IN_USE, shared=True) and os.fstat(fd).st_nlink:
                 return cls._over(fd, name, read_only=read_only)
             # Somebody is removing it at this very moment, holding the byte while he unlinks.

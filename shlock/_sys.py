@@ -133,7 +133,9 @@ class System:
             os.close(descriptor)
 
     def open_segment(self, path: str, *, read_only: bool = False) -> int:
-        return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """A descriptor of a file; of a fifo in its place, too, without waiting for anybody."""
+        access = os.O_RDONLY if read_only else os.O_RDWR
+        return os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def open_segment_again(self, descriptor: int) -> int:
         """A further open file description of the same file."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -128,6 +129,9 @@ def _of_file(name: str) -> DomainSnapshot | None:
         return None
     except OSError as error:
         return DomainSnapshot(_names.domain_of(name), name, False, (), (), error.strerror)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return DomainSnapshot(_names.domain_of(name), name, False, (), (), "it is no regular file")
     return _decode(descriptor, name)
 
 
@@ -271,13 +275,24 @@ def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many
 
 def _remove_segment(name: str) -> list[str]:
     """Remove a segment and its semaphores; what was removed."""
-    try:
-        with open(f"{SHM_FOLDER}/{name}", "rb") as file:
-            header = file.read(at.WORD * (at.HEADER_IDENTITY + 1))
-    except OSError:
+    identity = _identity_of(f"{SHM_FOLDER}/{name}")
+    if identity is None or not _unlink(name):
         return []
-    identity = int.from_bytes(header[at.WORD * at.HEADER_IDENTITY :], "little")
-    return [name, *_remove_semaphores(identity)] if _unlink(name) else []
+    return [name, *_remove_semaphores(identity)]
+
+
+def _identity_of(path: str) -> int | None:
+    """The number in the header of a segment; None if it can't be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return int.from_bytes(os.pread(descriptor, at.WORD, at.HEADER_IDENTITY * at.WORD), "little")
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _remove_semaphores(identity: int) -> list[str]:
@@ -291,8 +306,7 @@ def _remove_orphaned_semaphores() -> list[str]:
     living = set()
     for snapshot in domains():
         path = snapshot.segment if snapshot.segment.startswith("/") else f"{SHM_FOLDER}/{snapshot.segment}"
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            living.add(int.from_bytes(file.read(at.WORD * (at.HEADER_IDENTITY + 1))[-at.WORD :], "little"))
+        living.add(_identity_of(path))
     removed = []
     for name in os.listdir(SHM_FOLDER):
         parts = name.split("-")

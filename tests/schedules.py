@@ -651,7 +651,7 @@ def is_at_entry(frame: types.FrameType) -> bool:
         return False
     outer = frame.f_back
     while outer is not None and outer.f_code.co_filename.startswith(PACKAGE):
-        if outer.f_code.co_name not in ("__exit__", "__enter__"):
+        if outer.f_code.co_name not in ("__exit__", "__enter__", "release_own", "leave_own"):
             return False
         outer = outer.f_back
     return True

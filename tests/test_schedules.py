@@ -13,6 +13,7 @@ line changed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from threading import BrokenBarrierError
 from typing import Any
@@ -347,8 +348,10 @@ def condition_scenario(world: World, *, one_by_one: bool, hasty: tuple[int, ...]
     units = [0]
 
     def make() -> None:
-        for _ in range(len(conditions) - 1) if one_by_one else (0,):
-            with conditions[0]:
+        made = 0
+        while made < (len(conditions) - 1 if one_by_one else 1):
+            with contextlib.suppress(Interrupted), conditions[0]:  # in the sleep of its acquire: again
+                made += 1
                 units[0] += 1 if one_by_one else len(conditions) - 1
                 if one_by_one:
                     conditions[0].notify()
@@ -356,12 +359,9 @@ def condition_scenario(world: World, *, one_by_one: bool, hasty: tuple[int, ...]
                     conditions[0].notify_all()
 
     def consume(number: int) -> None:
-        with conditions[number]:
+        with contextlib.suppress(Interrupted), conditions[number]:
             while not units[0]:
-                try:
-                    if not conditions[number].wait(SHORT if number in hasty else None):
-                        return
-                except Interrupted:
+                if not conditions[number].wait(SHORT if number in hasty else None):
                     return
             units[0] -= 1
 
@@ -484,7 +484,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "a_release_that_wakes_nobody": (
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2),
-        "_owned.OwnedWords._release",
+        "_owned.OwnedWords.release_word",
         "self.wake_next()",
         "pass",
         "nobody can go on",
@@ -575,14 +575,6 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_counting._NotificationWaiter.attempt",
         "while not word.mark_parked(self.mark, word.view[word.place]):",
         "while False:",
-        "nobody can go on",
-    ),
-    "a_condition_that_keeps_the_notification_of_an_interrupted_waiter": (
-        lambda world: condition_scenario(world(3, "Condition", "RLock", spots_each=2), one_by_one=True),
-        Bound(1, interruptions=1),
-        "_counting._NotificationWaiter.withdraw",
-        "self.word.parking.unpark_one(self.index)",
-        "pass",
         "nobody can go on",
     ),
     "a_barrier_that_wakes_nobody": (
