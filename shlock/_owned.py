@@ -90,7 +90,7 @@ class OwnedWords:
         self.places: list[tuple[int, Pointer]] = [(place, words.pointer(place)) for place in places]
         self.policy = min(block.policy, POISON)
         self.parking = parking_of(block.arena)
-        self.thread = 0  # which thread of this process took it last; means something while the word is ours
+        self.thread = 0  # which thread of this process took it last, 0 = none holds it; means something while it is ours
         self.depth = 1  # how often an RLock's owner took it
         self.is_inherited = False  # this process was forked while its parent held it, and may be inside the parent's with
         self.next_look = 0.0
@@ -256,7 +256,8 @@ class OwnedWords:
                 w = view[place]
                 owner = w & at.OWNER
                 if owner == _process.current.word:
-                    self.thread, self.depth = 0, 1
+                    self.thread = self.thread if self.owners().count(owner) > 1 else 0
+                    self.depth = 1
                 elif leaving and (self.is_inherited or owner in _process.ancestors):
                     return None
                 elif not owner:
@@ -456,8 +457,8 @@ def _in_child() -> None:
     global _generation
     _generation = object()
     for words in list(_all_words):
+        words.is_inherited = words.is_inherited or words.thread != 0
         words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
-        words.is_inherited = words.is_inherited or any(owner in _process.ancestors for owner in words.owners())
     for pool in (_mine, _waiters):
         pool.clear()
     _mine.extend(_cell(_process.current.word) for _ in range(4))
@@ -503,7 +504,7 @@ def make_fast_path(
         except BaseException as error:
             if (taken or (called and cell[0] == 0)) and generation is _generation:
                 words.release()
-            if not _is_empty_pool(error, called, _zeros):
+            if error.__class__ is not IndexError or called or _zeros:  # else another thread has the last operand
                 raise
             give_zero(_cell(0))
         return words.acquire(block, timeout)
@@ -517,7 +518,7 @@ def make_fast_path(
             back: Operand | None = None
             interruption: BaseException | None = None
             tries = 0
-            begun = called = False
+            begun = called = is_empty = False
             while True:
                 try:
                     if not begun:
@@ -548,8 +549,9 @@ def make_fast_path(
                     error = words.release_word(back, None, leaving)
                     break
                 except BaseException as raised:  # finish first: a half-done release would lose a wake-up, or the lock
-                    if _is_empty_pool(raised, begun, _mine):
-                        give_mine(_cell(_process.current.word))
+                    if raised.__class__ is IndexError and not begun and not _mine:
+                        begun = is_empty = True  # another thread has the last operand: the other way, then
+                        words.thread = 0
                         continue
                     tries += 1
                     if generation is not _generation or tries > _process.MOST_INTERRUPTIONS:
@@ -563,15 +565,12 @@ def make_fast_path(
                 raise error
             if back is not None:
                 give_back(back)
+            if is_empty:
+                give_mine(_cell(_process.current.word))
 
         return release
 
     return acquire, make_release(False), make_release(True)
-
-
-def _is_empty_pool(error: BaseException, begun: bool, pool: list[tuple[Pointer, memoryview]]) -> bool:
-    """Whether there was no operand left to take: then one has to be added."""
-    return isinstance(error, IndexError) and not begun and not pool
 
 
 _cores = (0.0, 1)

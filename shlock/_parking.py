@@ -205,18 +205,15 @@ class Parking:
                     waiter.poll(spot)
                     self._reap_in_line(waiter.index)
                     next_poll = SYSTEM.monotonic() + POLL_INTERVAL * self._place_in_line(spot, waiter.index)
-                if late:
-                    if waiter.attempt(spot):
-                        continue  # attempt says True again
-                    break
+                if late and not waiter.attempt(spot):  # if it says True, it does so again
+                    self._withdraw(waiter, spot, False)
+                    return False
         except _process.Forked:
             raise
         except BaseException:
             if process is _process.current:
                 self._withdraw(waiter, spot, True)
             raise
-        self._withdraw(waiter, spot, False)
-        return False
 
     def _withdraw(self, waiter: Waiter, spot: Spot | None, interrupted: bool) -> None:
         """A8.  Goes on to its end when it is interrupted, and then lets the interruption through."""
@@ -234,7 +231,7 @@ class Parking:
         try:
             _process.to_the_end(withdraw)
         finally:
-            if spot is not None:
+            if spot is not None and spot not in self.pool:  # withdrawing may be interrupted, and is then done again
                 self.pool.append(spot)
 
     def _sleep(self, spot: Spot, seconds: float) -> None:
