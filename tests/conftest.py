@@ -158,9 +158,13 @@ def _living_identities() -> set[int]:
     identities = set()
     for seen in snapshot.domains():
         path = seen.segment if seen.segment.startswith("/") else support.SHM / seen.segment
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            header = file.read(at.WORD * (at.HEADER_IDENTITY + 1))
-            identities.add(int.from_bytes(header[at.WORD * at.HEADER_IDENTITY :], "little"))
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # somebody may have put a fifo there
+            try:
+                word = os.pread(descriptor, at.WORD, at.WORD * at.HEADER_IDENTITY)
+            finally:
+                os.close(descriptor)
+            identities.add(int.from_bytes(word, "little"))
     return identities
 
 

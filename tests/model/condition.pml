@@ -8,16 +8,20 @@
  *
  * wait    N1  S := WAITING, under the lock          N2  release the lock
  *         N3  wait for a token; S NOTIFIED: N4, else N3 again.  A poll looks at S, too, and reaps.
- *         N4  S := IDLE by exchange                 N5  take the lock again, return
- *         N6  deadline or exception from N1 to N4: S := IDLE by exchange; it was NOTIFIED: unpark_one; then N5
+ *         N4  take the lock again                   N5  S := IDLE, under the lock; return
+ *         N6  deadline or exception from N1 to N4: CAS(S: WAITING -> IDLE); it was NOTIFIED: unpark_one, then S := IDLE;
+ *             then N4
  * notify  under the lock: unpark_one; nobody: nothing
  * reap    by a waiter that polls: a NOTIFIED spot of a dead one: unpark_one first, then the spot IDLE by exchange.  The
  *         other order loses the notification when the reaper dies in between; this one may give it twice, which costs
  *         an empty wake-up.
  *
+ * S says NOTIFIED as long as the notification can still get lost, so taking the lock again must not need the same spot.
+ * Whoever dies with the lock is not the condition's business: the lock tells its next owner.
+ *
  * I1  A consumer is never left asleep while there are items that nobody is on the way to take.  It is checked as the
  *     absence of dead ends: a sleeper may stop only when everything was made and taken.
- * I2  A spot that is not IDLE belongs to a thread between N1 and N4 or N6, or to a dead one.
+ * I2  A spot that is not IDLE belongs to a thread between N1 and N5 or N6, or to a dead one.
  */
 
 #ifndef CONSUMERS
@@ -43,6 +47,8 @@
 #define NO_REAP                4
 #define REAP_FIRST             5    /* the spot IDLE first, then unpark_one */
 #define POLL_IGNORES_S         6    /* a poll does not look at its own S */
+#define IDLE_BEFORE_LOCK       9    /* N5 before N4 */
+#define N6_IDLE_FIRST         10    /* S := IDLE by exchange, then unpark_one */
 #define NOTIFY_SKIPS           7    /* notify wakes nobody while some spot is NOTIFIED */
 #ifndef MUTATION
 #define MUTATION NONE
@@ -97,10 +103,9 @@ proctype Consumer(byte me) {
     byte chosen = NOBODY, reaped = NOBODY;
     bit leaving;
 
-    if MAY_DIE :: atomic { CAN_TAKE -> holder = me } fi;
+    atomic { CAN_TAKE -> holder = me };
 again:
     if
-    MAY_DIE
     :: atomic { leaving -> holder = NOBODY; goto end_of_thread }
     :: atomic { !leaving && items > 0 -> items--; holder = NOBODY; goto end_of_thread }
     :: atomic { !leaving && items == 0 && ALL_OVER -> holder = NOBODY; goto end_of_thread }
@@ -133,9 +138,15 @@ N3: if
 N4: if
     MAY_DIE
     MAY_LEAVE
-    :: atomic { true -> S[me] = IDLE }
+    :: atomic { IS(IDLE_BEFORE_LOCK) -> S[me] = IDLE; goto N4_alone }
+    :: atomic { CAN_TAKE && !IS(IDLE_BEFORE_LOCK) -> holder = me }
     fi;
 N5: if
+    MAY_DIE
+    :: atomic { true -> S[me] = IDLE; goto again }
+    fi;
+N4_alone: /* With S IDLE already. */
+    if
     MAY_DIE
     :: atomic { CAN_TAKE -> holder = me; goto again }
     :: atomic { holder == me -> goto again }
@@ -143,16 +154,12 @@ N5: if
 
 N6: if
     MAY_DIE
-    :: atomic { !IS(N6_LOOKS_FIRST) -> chosen = (S[me] == NOTIFIED && !IS(N6_KEEPS) -> 0 : NOBODY); S[me] = IDLE }
-    :: atomic { IS(N6_LOOKS_FIRST) -> chosen = (S[me] == NOTIFIED -> 0 : NOBODY); goto N6_store }
+    :: atomic { (S[me] == WAITING || IS(N6_KEEPS)) && !IS(N6_LOOKS_FIRST) -> S[me] = IDLE; goto N4_alone }
+    :: atomic { S[me] != WAITING && !IS(N6_KEEPS) -> if :: IS(N6_IDLE_FIRST) -> S[me] = IDLE :: else fi; goto unpark_one }
+    :: atomic { S[me] == WAITING && IS(N6_LOOKS_FIRST) }
     fi;
-N6_pass:
-    if
-    :: chosen == NOBODY -> goto N5
-    :: else -> goto unpark_one
-    fi;
-N6_store: /* N6_LOOKS_FIRST only. */
-    atomic { S[me] = IDLE; goto N6_pass };
+    /* N6_LOOKS_FIRST only. */
+    atomic { S[me] = IDLE; goto N4_alone };
 
 reap:
     if
@@ -195,7 +202,7 @@ passed:
         chosen = NOBODY;
         if
         :: reaped != NOBODY -> if :: REAPABLE(reaped) -> S[reaped] = IDLE :: else fi; reaped = NOBODY; goto N3
-        :: else -> goto N5
+        :: else -> S[me] = IDLE; goto N4_alone
         fi
     }
     fi;

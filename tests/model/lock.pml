@@ -7,20 +7,22 @@
  * W, one per lock     owner | PARKED | DIED      the owner is a thread here; 0 is free
  *
  *   state             owner    entered by                  leaves to
- *   0                 -        R1, R3                      HELD
+ *   0                 -        R1, R2, A8                  HELD
  *   HELD              alive    A1, A2                      0, HELD|PARKED
- *   HELD|PARKED       alive    A2, A5                      PARKED
- *   HELD|PARKED|DIED  alive    A2, A3, A5, A6: the heir    PARKED; PARKED|DIED when the heir withdraws before it was told
+ *   HELD|PARKED       alive    A5                          0
+ *   HELD|PARKED|DIED  alive    A2, A3, A5, A6: the heir    0; DIED when the heir withdraws before it was told
  *   HELD...           dead     death                       HELD|PARKED|DIED
- *   PARKED            -        R2, A8                      0, HELD|PARKED
- *   PARKED|DIED       -        A8                          HELD|PARKED|DIED
+ *   DIED              -        A8                          HELD|DIED, HELD|PARKED|DIED
+ *
+ * R2 clears PARKED although others may sleep: a wake-up is about to be made, and whoever gets it marks W again, takes it
+ * with PARKED, or passes the wake-up on.
  *
  * S, one per spot     state | key | sequence     state is IDLE, WAITING or NOTIFIED; key is the lock waited for
  *
  *   IDLE -> WAITING       A4, by the claimant; the sequence rises
  *   WAITING -> NOTIFIED   unpark_one, by a releaser or by somebody who withdraws
  *   NOTIFIED -> WAITING   A6, by the claimant, after a token or a poll
- *   NOTIFIED -> IDLE      A6, by a poller, when the claimant is dead
+ *   NOTIFIED -> IDLE      A6, by a poller, when the claimant is dead; the poller claims the spot first, and gives it back
  *   any -> IDLE           A7, A8, by the claimant; C2, by the next claimant of a dead one's spot
  *
  * tokens, one per spot    what its semaphore holds; stale ones cost an empty wake-up each
@@ -224,7 +226,6 @@ inline forget_scan() {
 
 /* Death at this step.  The memory of a dead thread stays as it is; what it had in its store buffer arrives. */
 inline die() {
-    crashes++;
     DRAIN_OWN;
     dead = dead | (1 << me);
     stage[me] = OUT;
@@ -240,7 +241,7 @@ inline die() {
     forget_scan()
 }
 #if CRASHES
-#define MAY_DIE :: atomic { crashes < CRASHES -> die(); goto end_of_thread }
+#define MAY_DIE :: atomic { crashes < CRASHES -> crashes++; goto dying }
 #else
 #define MAY_DIE
 #endif
@@ -466,27 +467,36 @@ poll: /* Reap first; then look at the owner. */
     REAP_AT(3)
     :: atomic { !ANY_SPOT(TO_REAP, lock) || IS(REAP_CLAIM_FIRST) -> goto look }
     fi;
-reap: /* S was read; the claim is read now, in this order, and then S is exchanged. */
+reap: /* The claim is taken by an exchange from the dead thread's name; then S is set to IDLE, and the claim given back. */
+#if MUTATION == REAP_CLAIM_FIRST
     if
     MAY_DIE
     MAY_LEAVE
-#if MUTATION == REAP_CLAIM_FIRST
     :: atomic { seen = S[other]; if :: STATE(seen) == NOTIFIED && KEY(seen) == lock :: else -> forget_scan(); goto look fi }
-#else
-    :: atomic { IS_DEAD(claim[other]) || IS(REAP_LIVING) }
-    :: atomic { !IS_DEAD(claim[other]) && !IS(REAP_LIVING) -> forget_scan(); goto poll }
+    fi;
+#elif MUTATION != REAP_LIVING && MUTATION != REAP_STORE
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { claim[other] != 0 && IS_DEAD(claim[other]) -> DRAIN(spot); claim[other] = me }
+    :: atomic { claim[other] == 0 || !IS_DEAD(claim[other]) -> forget_scan(); goto poll }
+    fi;
 #endif
+    if                      /* An exception does not get in between here: what was begun is finished first. */
+    MAY_DIE
+    :: atomic {
+        DRAIN(spot);
+        if
+        :: IS(REAP_STORE) || IS(REAP_LIVING) || IS(REAP_CLAIM_FIRST) ->
+            if :: S[other] == seen || IS(REAP_STORE) -> S[other] = WORD(SEQUENCE(seen), 0, IDLE) :: else fi
+        :: else -> S[other] = WORD(SEQUENCE(S[other]), 0, IDLE)
+        fi
+    }
     fi;
     if
     MAY_DIE
-    MAY_LEAVE
     :: atomic {
-        true ->
-        DRAIN(spot);
-        if
-        :: S[other] == seen || IS(REAP_STORE) -> S[other] = WORD(SEQUENCE(seen), 0, IDLE)
-        :: else
-        fi;
+        if :: claim[other] == me && other != spot -> claim[other] = 0 :: else fi;
         forget_scan();
         if :: IS(REAP_CLAIM_FIRST) -> goto look :: else -> goto poll fi
     }
@@ -555,7 +565,7 @@ R2: if
     MAY_DIE
     :: atomic {
         assert((W[lock] & OWNER) == me);
-        W[lock] = PARKED | (IS(R2_KEEPS_DIED) -> W[lock] & DIED : 0);
+        W[lock] = (IS(R2_KEEPS_DIED) -> W[lock] & DIED : 0);
         stage[me] = STAGE(WAKE, lock);
         if :: IS(R3_BEFORE_R2) -> goto wake_up_passed :: else fi
     }
@@ -598,8 +608,8 @@ R3_none:
     :: atomic {
         true ->
         if
-        :: in_release && (W[lock] == PARKED || IS(R3_PLAIN_CLEAR)) -> W[lock] = 0
-        :: else                                 /* A8 leaves PARKED to the next release */
+        :: in_release && IS(R3_PLAIN_CLEAR) -> W[lock] = 0
+        :: else
         fi;
         goto wake_up_passed
     }
@@ -674,7 +684,7 @@ A8_word:
         true ->
         if
         :: got || (IS(A8_TRUSTS_WORD) && (W[lock] & OWNER) == me) ->
-            W[lock] = PARKED | (W[lock] & DIED);
+            W[lock] = W[lock] & DIED;
             got = 0; told = 0;
             goto A8_pass
         :: else
@@ -712,6 +722,11 @@ next_round_or_outer:
         fi
     };
 
+#if CRASHES
+dying:
+    atomic { true -> die() };
+#endif
+
 end_of_thread:
     skip
 }
@@ -729,7 +744,7 @@ end_idle:
     atomic {
         assert((W[lock] & OWNER) == duty[lock]);
         duty[lock] = 0;
-        W[lock] = PARKED;
+        W[lock] = 0;
         stage[me] = STAGE(WAKE, lock)
     };
 scan:
@@ -741,7 +756,7 @@ scan:
         other = 0;
         if
         :: in_flight && SKIP -> goto done
-        :: chosen == NOBODY -> goto clear
+        :: chosen == NOBODY -> goto done
         :: chosen != NOBODY -> in_flight = 0
         fi
     };
@@ -752,8 +767,6 @@ scan:
         fi
     };
     atomic { post(); forget_scan(); goto done };
-clear:
-    atomic { if :: W[lock] == PARKED -> W[lock] = 0 :: else fi; goto done };
 done:
     atomic { forget_scan(); lock = 0; stage[me] = OUT; goto end_idle }
 }
