@@ -22,8 +22,8 @@ import pytest
 import support
 from cpython_support import PATIENCE, _descendants, watchdog
 
-from shlock import _names, snapshot
 from shlock import _layout as at
+from shlock import _names, snapshot
 
 TOKEN = "SHLOCK_TEST_RUN"
 """Environment variable with the token of this run; the workers of pytest-xdist inherit it."""

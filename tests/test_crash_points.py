@@ -38,7 +38,7 @@ from support import (
 )
 
 import shlock
-from shlock import _anonymous, _arena, _names, _process
+from shlock import _anonymous, _arena, _counting, _names, _process
 from shlock import _layout as at
 from shlock._atomic import Operand
 
@@ -965,7 +965,8 @@ def leaving(barrier: Any) -> Callable[[], int | str]:
 
     def wait() -> int | str:
         answer = party()
-        barrier._word.leave_party()
+        word = barrier._word
+        _counting._leave_party(word.view, word.cells, _process.current)
         return answer
 
     return wait
@@ -1154,9 +1155,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("scenario", "label", "others"), cases())
-def test_everybody_goes_on_when_a_process_is_killed_at(
-    scenario: Scenario, label: str, others: int, domain: str
-) -> None:
+def test_everybody_goes_on_when_a_process_is_killed_at(scenario: Scenario, label: str, others: int, domain: str) -> None:
     for times in (1, 2):
         for attempt in range(5):  # how often a waiter wakes up is a matter of time
             stage = Stage(others, DieAtLabel(label, times), domain)
@@ -1200,9 +1199,7 @@ def test_each_crash_point_of_the_source_has_a_scenario_in_which_a_process_dies_t
         for path in Path(shlock.__file__).parent.rglob("*.py")
         for label in re.findall(r"crash_points\[0\]\(\s*\"([^\"]*)\"", path.read_text())
     }
-    calls = sum(
-        path.read_text().count("crash_points[0](") for path in Path(shlock.__file__).parent.rglob("*.py")
-    )
+    calls = sum(path.read_text().count("crash_points[0](") for path in Path(shlock.__file__).parent.rglob("*.py"))
     assert len(source) > 20
     assert calls >= len(source)
     covered = {label for always, others in LABELS.values() for label in (*always, *others)}

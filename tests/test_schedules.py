@@ -85,9 +85,7 @@ def lock_scenario(
 
     def start() -> list[tuple[Callable[[], None], int, bool]]:
         locks[:] = [process.primitive(kind, 0) for process in world.processes]
-        return [
-            ((lambda number=number: body(number)), process, number in hasty) for number, process in enumerate(places)
-        ]
+        return [((lambda number=number: body(number)), process, number in hasty) for number, process in enumerate(places)]
 
     def at_end() -> None:
         if world.dead:
@@ -368,7 +366,9 @@ def condition_scenario(world: World, *, one_by_one: bool, hasty: tuple[int, ...]
     def start() -> list[tuple[Callable[[], None], int, bool]]:
         units[0] = 0
         conditions[:] = [process.primitive("Condition", 0, process.primitive("RLock", 1)) for process in world.processes]
-        consumers = [((lambda number=number: consume(number)), number, number in hasty) for number in range(1, len(conditions))]
+        consumers = [
+            ((lambda number=number: consume(number)), number, number in hasty) for number in range(1, len(conditions))
+        ]
         return [*consumers, (make, 0, False)]
 
     def at_end() -> None:
@@ -509,7 +509,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2),
         "_parking.Parking._notify",
-        "crash_points[0](\"R3 NOTIFIED, not posted\")\n        self._post(index)",
+        'crash_points[0]("R3 NOTIFIED, not posted")\n        self._post(index)',
         "pass",
         "nobody can go on",
     ),
@@ -580,9 +580,9 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "a_barrier_that_wakes_nobody": (
         lambda world: barrier_scenario(world(2, "Barrier", parameter=2), rounds=1),
         Bound(1),
-        "_counting.BarrierWord._act",
-        "if end.process is _process.current:\n            self.parking.unpark_many(self.index)",
-        "pass",
+        "_parking.Parking.unpark_many",
+        "woken += self._notify(index, state)",
+        "woken += 1",
         "nobody can go on",
     ),
 }

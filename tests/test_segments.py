@@ -21,8 +21,8 @@ import pytest
 from support import PATIENCE, SHM, Child, Page, eventually, forget, program_environment, run, semaphores_of
 
 import shlock
-from shlock import _names, _segment, _sys, snapshot
 from shlock import _layout as at
+from shlock import _names, _segment, _sys, snapshot
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner of a file or make a namespace")
 
@@ -73,7 +73,7 @@ def write_word(path: Path, index: int, value: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 4095])
 def test_a_segment_shorter_than_a_header_is_refused(size: int, domain: str, segment: Path) -> None:
-    with refused(domain, "", "by hand"):
+    with refused(domain, "", "emove"):
         os.truncate(segment, size)
 
 
@@ -90,7 +90,7 @@ def test_a_segment_that_is_too_long_is_refused(domain: str, segment: Path) -> No
 
 @pytest.mark.parametrize("content", [b"hello", bytes(100_000), os.urandom(100_000)], ids=["short", "zero", "random"])
 def test_a_foreign_file_is_refused(content: bytes, domain: str) -> None:
-    with refused(domain, "", "by hand"):
+    with refused(domain, "", "emove"):
         (SHM / _names.segment_name(domain)).write_bytes(content)
     (SHM / _names.segment_name(domain)).unlink()
 

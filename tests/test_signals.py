@@ -629,7 +629,9 @@ def test_ctrl_c_comes_out_of_a_blocked_call_as_keyboardinterrupt(kind: str, hand
 
 
 @pytest.mark.parametrize("kind", BLOCKING)
-def test_a_handler_that_returns_resumes_the_wait_and_the_timeout_stays_right(kind: str, handling: Callable[..., Any]) -> None:
+def test_a_handler_that_returns_resumes_the_wait_and_the_timeout_stays_right(
+    kind: str, handling: Callable[..., Any]
+) -> None:
     seen: list[int] = []
     handling(signal.SIGUSR1, lambda number, frame: seen.append(number))
     primitive, call = _blocking(kind)
