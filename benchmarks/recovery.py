@@ -147,9 +147,7 @@ def run(quick: bool, scratch: Scratch) -> Findings:
     return _findings(peers, floor, outcomes, missing)
 
 
-def _findings(
-    peers: list[Peer], floor: Outcome, outcomes: dict[tuple[str, int], Outcome], missing: dict[str, str]
-) -> Findings:
+def _findings(peers: list[Peer], floor: Outcome, outcomes: dict[tuple[str, int], Outcome], missing: dict[str, str]) -> Findings:
     rows = [_row(FLOOR, 0, floor)]
     for peer in peers:
         for waiters in WAITERS:

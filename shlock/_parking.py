@@ -445,8 +445,7 @@ class Parking:
         for index, state in enumerate(self._states()):
             if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key:
                 claim, thread, since = (
-                    self.words.load(self.layout.spot(array, index))
-                    for array in (at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
+                    self.words.load(self.layout.spot(array, index)) for array in (at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
                 )
                 if _process.is_alive(claim):
                     yield claim, thread, since

@@ -216,9 +216,7 @@ def _waiters(arena: Arena) -> dict[int, tuple[Waiter, ...]]:
             max(0, now - since) / 1e9,
         )
         by_block.setdefault((state & at.KEY) >> at.KEY_SHIFT, []).append((since, waiter))
-    return {
-        block: tuple(waiter for _, waiter in sorted(found, key=lambda pair: pair[0])) for block, found in by_block.items()
-    }
+    return {block: tuple(waiter for _, waiter in sorted(found, key=lambda pair: pair[0])) for block, found in by_block.items()}
 
 
 def _primitive(arena: Arena, index: int, kind: int, name: bytes | None, waiters: tuple[Waiter, ...]) -> PrimitiveSnapshot:

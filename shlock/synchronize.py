@@ -493,9 +493,7 @@ class Condition(_Primitive):
                 lock._bind(_anonymous.allocate(declaration))
             else:
                 # No name that a user gives holds a NUL.
-                lock._bind(
-                    _names.open_named(self._block.arena.domain or _names.DEFAULT_DOMAIN, f"{name}\0lock", declaration)
-                )
+                lock._bind(_names.open_named(self._block.arena.domain or _names.DEFAULT_DOMAIN, f"{name}\0lock", declaration))
         self._restore(lock)
 
     def _restore(self, state: Any) -> None:

@@ -613,9 +613,7 @@ def mutated(world: World, where: str, old: str, new: str) -> Iterator[None]:
         real = getattr(holder, name)
         source = textwrap.dedent(inspect.getsource(real))
         assert source.count(old) == 1, f"{where} has {source.count(old)} times {old!r}"
-        code = compile(
-            source.replace(old, new), real.__code__.co_filename, "exec", __future__.annotations.compiler_flag, True
-        )
+        code = compile(source.replace(old, new), real.__code__.co_filename, "exec", __future__.annotations.compiler_flag, True)
         made: dict[str, Any] = {}
         exec(code, real.__globals__, made)
         holders = [holder] if len(path) > 1 else [m for m in process.modules.values() if getattr(m, name, None) is real]

@@ -855,7 +855,7 @@ def test_a_process_notifies_another(spanning: Context) -> None:
 def _take_turns(condition: Any, turn: Any) -> None:
     for expected in (0, 2, 4):
         with condition:
-            assert condition.wait_for(lambda: turn.value == expected, PATIENCE)  # noqa: B023 - is called at once
+            assert condition.wait_for(lambda: turn.value == expected, PATIENCE)
             turn.value += 1
             condition.notify()
 

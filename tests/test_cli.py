@@ -218,9 +218,7 @@ def test_every_waiter_has_a_line(capsys: pytest.CaptureFixture[str], monkeypatch
     assert lines[1].startswith("(anonymous)  a ")
 
 
-def test_a_lower_bound_and_a_dead_owner_are_marked(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lower_bound_and_a_dead_owner_are_marked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     owner = snapshot.Owner(pid=5, name="w", alive=False, since=None)
     lines = shown(capsys, monkeypatch, owner=owner, state="held", held_for=2.0, held_for_is_lower_bound=True)
     assert lines[1].split(maxsplit=4)[4] == "5 (w), dead  >2.0 s"
@@ -271,9 +269,7 @@ def test_a_duration_is_read_at_a_glance(seconds: float, text: str) -> None:
     assert cli._duration(seconds) == text
 
 
-def test_a_system_error_is_one_line_and_status_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(domain: str | None = None) -> list[str]:
         raise PermissionError(13, "Permission denied", "/dev/shm/x")
 

@@ -159,9 +159,7 @@ def batch(seed: int, where: str, domain: str | None, rounds: int) -> int:
     primitives = make_all(domain)
     for primitive in primitives:  # take spots, so that there are semaphores
         if not isinstance(primitive, shlock.Barrier):
-            survives(
-                lambda p=primitive: (p.acquire(False), p.acquire(timeout=1e-6)) if hasattr(p, "acquire") else p.wait(1e-6)
-            )
+            survives(lambda p=primitive: (p.acquire(False), p.acquire(timeout=1e-6)) if hasattr(p, "acquire") else p.wait(1e-6))
     raised = 0
     for _ in range(rounds):
         primitive = numbers.choice(primitives)
@@ -172,9 +170,7 @@ def batch(seed: int, where: str, domain: str | None, rounds: int) -> int:
             words.store(index, a_word(numbers))
         for call in bounded_calls(primitive):
             raised += bool(survives(call))
-        raised += bool(
-            survives(lambda: shlock.Lock(f"new {numbers.randrange(9)}", domain=domain) if domain else shlock.Lock())
-        )
+        raised += bool(survives(lambda: shlock.Lock(f"new {numbers.randrange(9)}", domain=domain) if domain else shlock.Lock()))
         if domain is not None:
             raised += bool(survives(lambda: make_all(domain)))
         # What was made of damaged tables may be anything; the tables are put right for the next round.

@@ -366,9 +366,7 @@ def condition_scenario(world: World, *, one_by_one: bool, hasty: tuple[int, ...]
     def start() -> list[tuple[Callable[[], None], int, bool]]:
         units[0] = 0
         conditions[:] = [process.primitive("Condition", 0, process.primitive("RLock", 1)) for process in world.processes]
-        consumers = [
-            ((lambda number=number: consume(number)), number, number in hasty) for number in range(1, len(conditions))
-        ]
+        consumers = [((lambda number=number: consume(number)), number, number in hasty) for number in range(1, len(conditions))]
         return [*consumers, (make, 0, False)]
 
     def at_end() -> None:

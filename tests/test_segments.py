@@ -341,9 +341,7 @@ def family(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[lis
 
 @pytest.mark.parametrize("family", ["fork", "spawn", "forkserver"], indirect=True)
 @pytest.mark.parametrize("order", ["parent first", "children first", "at once"])
-def test_nothing_is_left_after_sigkill_of_all_processes_of_an_anonymous_lock(
-    family: tuple[list[int], int], order: str
-) -> None:
+def test_nothing_is_left_after_sigkill_of_all_processes_of_an_anonymous_lock(family: tuple[list[int], int], order: str) -> None:
     pids, identity = family
     parent, *children = pids
     assert semaphores_of(identity)

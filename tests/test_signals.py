@@ -441,9 +441,7 @@ class WaitForCondition(Trial):
 
 
 @pytest.mark.parametrize("kind", ["Lock", "RLock"])
-def test_condition_wait_that_is_interrupted_holds_its_lock_and_passes_the_notification_on(
-    kind: str, no_polling: None
-) -> None:
+def test_condition_wait_that_is_interrupted_holds_its_lock_and_passes_the_notification_on(kind: str, no_polling: None) -> None:
     interrupt_everywhere(lambda: WaitForCondition(FREE[kind]()), 30)
 
 
@@ -629,9 +627,7 @@ def test_ctrl_c_comes_out_of_a_blocked_call_as_keyboardinterrupt(kind: str, hand
 
 
 @pytest.mark.parametrize("kind", BLOCKING)
-def test_a_handler_that_returns_resumes_the_wait_and_the_timeout_stays_right(
-    kind: str, handling: Callable[..., Any]
-) -> None:
+def test_a_handler_that_returns_resumes_the_wait_and_the_timeout_stays_right(kind: str, handling: Callable[..., Any]) -> None:
     seen: list[int] = []
     handling(signal.SIGUSR1, lambda number, frame: seen.append(number))
     primitive, call = _blocking(kind)

@@ -92,9 +92,7 @@ def tracing_works() -> str | None:
     """None, or why strace cannot trace here."""
     strace = shutil.which("strace")
     assert strace is not None, "strace is missing: install it (Debian: apt-get install strace)"
-    probe = subprocess.run(
-        [strace, "-o", "/dev/null", "true"], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    probe = subprocess.run([strace, "-o", "/dev/null", "true"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     return None if probe.returncode == 0 else f"ptrace is forbidden here: {probe.stderr.strip()[:100]}"
 
 

@@ -265,9 +265,7 @@ def _compare(outcome: Outcome, files: Sequence[File], passes: list[list[Result]]
         elif wrong and file.changed():
             outcome.changed += 1
         elif wrong:
-            outcome.problems.append(
-                f"{file.path!r} has another size or digest in pass {wrong[0]} than in the sequential run"
-            )
+            outcome.problems.append(f"{file.path!r} has another size or digest in pass {wrong[0]} than in the sequential run")
 
 
 @contextmanager
