@@ -530,29 +530,29 @@ def make_fast_path(
                             if words.depth > 1:
                                 words.depth -= 1
                                 break
-                        expected, cell = operand = take_mine()
-                        if generation is not _generation:
-                            break  # a forked child, in the middle of its parent's release
-                        words.thread = 0
-                        begun = called = True
-                        if compare_exchange(word, expected, zero):  # R1
-                            if generation is _generation:
-                                give_mine(operand)
-                            break
-                        if generation is not _generation:
-                            break
-                        called = False
-                        cell[0] = _process.current.word
-                        give_mine(operand)
+                        if _mine:
+                            expected, cell = operand = take_mine()
+                            if generation is not _generation:
+                                break  # a forked child, in the middle of its parent's release
+                            words.thread = 0
+                            begun = called = True
+                            if compare_exchange(word, expected, zero):  # R1
+                                if generation is _generation:
+                                    give_mine(operand)
+                                break
+                            if generation is not _generation:
+                                break
+                            called = False
+                            cell[0] = _process.current.word
+                            give_mine(operand)
+                        else:  # every exception that came at a bad moment has cost one: the other way, then
+                            words.thread = 0
+                            begun = is_empty = True
                     if back is None:
                         back = borrow_operand()
                     error = words.release_word(back, None, leaving)
                     break
                 except BaseException as raised:  # finish first: a half-done release would lose a wake-up, or the lock
-                    if raised.__class__ is IndexError and not begun and not _mine:
-                        begun = is_empty = True  # another thread has the last operand: the other way, then
-                        words.thread = 0
-                        continue
                     tries += 1
                     if generation is not _generation or tries > _process.MOST_INTERRUPTIONS:
                         raise

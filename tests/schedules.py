@@ -641,6 +641,11 @@ def _looks_at_signals(code: types.CodeType, offset: int) -> bool:
     return name.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
 
 
+def is_in_package(frame: types.FrameType | None) -> bool:
+    """Whether a frame runs code of the package."""
+    return frame is not None and frame.f_code.co_filename.startswith(PACKAGE)
+
+
 def is_at_entry(frame: types.FrameType) -> bool:
     """Whether a handler that runs in this frame comes at the very start of a function of the package.
 
@@ -649,7 +654,7 @@ def is_at_entry(frame: types.FrameType) -> bool:
     if dis.opname[frame.f_code.co_code[frame.f_lasti]] != "RESUME":
         return False
     outer = frame.f_back
-    while outer is not None and outer.f_code.co_filename.startswith(PACKAGE):
+    while outer is not None and is_in_package(outer):
         if outer.f_code.co_name not in ("__exit__", "__enter__", "release_own", "leave_own"):
             return False
         outer = outer.f_back
@@ -716,7 +721,7 @@ class Interrupt:
             if fired:
                 return
             fired = True
-            if frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+            if is_in_package(frame):
                 instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
                 outcome.at_entry = is_at_entry(frame)
                 outcome.where = f"{frame.f_code.co_qualname}+{frame.f_lasti} ({instruction})"

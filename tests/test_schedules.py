@@ -2,7 +2,7 @@
 
 What a schedule is, and how the code is made to follow one, stands in `schedules`.  A step is an operation on W, on a
 party word or on an S, a post, or going to sleep.  Each test says its bound, runs *every* schedule within it, and
-prints how many those were: up to four preemptions for two threads, up to three for three; at every step one kill.
+prints how many those were: up to four preemptions for two threads, two for three; for locks also a kill at every step.
 
 Without polling (all tests but those with a death) a thread that sleeps wakes up by a token or at its own deadline only:
 "everybody finishes" then means that no wake-up is lost, whatever the poll interval would have repaired.
