@@ -104,7 +104,8 @@ class SemaphoreWord(_Word):
                 self.release()
             raise
         deadline = deadline_after(timeout) if block else None
-        return _as_itself(lambda: self._acquire(block and (timeout is None or timeout > 0), deadline))
+        wait = bool(block) and (timeout is None or timeout > 0)
+        return _as_itself(lambda: self._acquire(wait, deadline))
 
     def _acquire(self, block: bool, deadline: float | None) -> bool:
         waiter = _PermitWaiter(self)
@@ -195,8 +196,12 @@ class _PermitWaiter:
         self.pass_on()
 
     def pass_on(self) -> None:
-        if self.word.value():
-            self.word.parking.unpark_one(self.index)
+        """Wake the next if a permit is free; else see to it that whoever gives one will."""
+        word = self.word
+        while not (w := word.view[word.place]) >> at.COUNT_SHIFT:
+            if word.mark_parked(self.mark, w):
+                return
+        word.parking.unpark_one(self.index)
 
 
 # -- Condition ------------------------------------------------------------------------------------------------------------
@@ -213,18 +218,18 @@ class ConditionWord(_Word):
             waiter = _NotificationWaiter(self, lock, depth)
             try:
                 self.parking.park(waiter, deadline)
-                self._take_again(lock, depth)
+                self.take_again(lock, depth)
                 return waiter.notified
             except Forked:
                 # A child that was forked while its parent waited holds nothing: it takes the lock and waits as itself.
-                self._take_again(lock, depth)
+                self.take_again(lock, depth)
             except BaseException:
                 if process is _process.current:
                     waiter.hand_on()
-                    self._take_again(lock, depth)
+                    self.take_again(lock, depth)
                 raise
 
-    def _take_again(self, lock: Any, depth: int) -> None:
+    def take_again(self, lock: Any, depth: int) -> None:
         """Take the lock again, so that whoever leaves ``wait`` by an exception holds it, too.
 
         One exception from a signal handler waits until the lock is taken; a second one gets through at once, without it.
@@ -280,6 +285,8 @@ class _NotificationWaiter:
                 crash_points[0]("C13 lock released")
         if spot.is_notified():
             self.notified = True
+            # The spot stays NOTIFIED until the lock is ours: if we die on the way, the notification goes to the next.
+            self.word.take_again(self.lock, self.depth)
         return self.notified
 
     def poll(self, spot: Spot) -> None:

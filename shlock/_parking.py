@@ -409,11 +409,19 @@ class Parking:
         The claim comes first, so that one process reaps a spot.  The wake-up goes on before S is IDLE, so that it is not
         lost if the reaper dies in between: whoever reaps the reaper then passes it on once more.
         """
-        if not self.words.compare_exchange(self.layout.spot(at.SPOT_CLAIM, index), claim, _process.current.word):
-            return False
-        if crash_points:
-            crash_points[0]("C4 spot of a dead thread claimed")
-        _process.to_the_end(lambda: self._make_idle(index))
+        claim_word = self.layout.spot(at.SPOT_CLAIM, index)
+        take = borrow_operand()
+        try:
+            if not take.compare_exchange(self.words.pointer(claim_word), claim, _process.current.word):
+                return False
+            if crash_points:
+                crash_points[0]("C4 spot of a dead thread claimed")
+            _process.to_the_end(lambda: self._make_idle(index))
+        except BaseException:
+            if take.process is _process.current and take.succeeded():
+                _process.to_the_end(lambda: self._make_idle(index))
+                self.words.store(claim_word, 0)
+            raise
         return True
 
     def _make_idle(self, index: int) -> None:

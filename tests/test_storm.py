@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import shlock
 from shlock import _names, snapshot
 
 HAMMER = Path(__file__).parent / "storm" / "hammer.py"
@@ -22,6 +23,8 @@ def test_a_storm_hangs_nobody_and_never_lets_two_inside(workers, domain, tmp_pat
     page = tmp_path / "page"
     page.write_bytes(bytes(4096))
     seed = random.randrange(10**6)
+    # Used from beginning to end, so that no "clean" of another test finds it unused in a moment when all others are dead.
+    held_open = shlock.Lock("storm:0", domain=domain)
     print(f"seed {seed}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")} | {
         "SHLOCK_STORM_DOMAIN": domain,
@@ -60,6 +63,7 @@ def test_a_storm_hangs_nobody_and_never_lets_two_inside(workers, domain, tmp_pat
     assert words[3 * LOCKS] == 0, f"{words[3 * LOCKS]} times two were inside (seed {seed})"
     assert min(words[LOCKS : 2 * LOCKS]) > 100, words[: 3 * LOCKS + 1].tolist()
     assert sum(words[2 * LOCKS : 3 * LOCKS]) > 0, "nobody was killed inside: this storm was none"
+    del held_open
     _names._domains.pop(domain, None)
     snapshot.clean(domain)
     assert snapshot.domains() == [] or domain not in [found.domain for found in snapshot.domains()]

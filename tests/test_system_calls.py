@@ -125,4 +125,4 @@ def test_no_system_call_in_100_000_uncontended(what: str, domain: str, tmp_path:
 def test_the_trace_shows_the_system_calls_of_a_contended(what: str, domain: str, tmp_path: Path) -> None:
     pairs = 100
     calls = calls_of_loop(*CONTENDED[what], pairs, domain, tmp_path)
-    assert sum("futex" in line for line in calls) >= pairs / 10
+    assert any("futex" in line for line in calls), f"{len(calls)} system calls, but none that sleeps or wakes"

@@ -97,7 +97,7 @@
 #define CHECK_I1 1          /* 0: leave a lost wake-up to be found as the deadlock that it leads to */
 #endif
 
-/* Mutations: each must be refuted in some configuration. */
+/* Mutations: each but NOTIFY_BLIND, which is harmless without deaths, must be refuted in some configuration. */
 #define NONE                     0
 #define A5_PLAIN_LOOK            1   /* no exchange where PARKED is set already */
 #define TAKE_WITHOUT_PARKED      2   /* a waiter takes the lock as if nobody slept behind it */
@@ -260,6 +260,11 @@ inline die() {
 
 inline post() { tokens[chosen] = (tokens[chosen] < TOKENS -> tokens[chosen] + 1 : TOKENS) }
 
+/*
+ * An option of an if must not begin with an if that has an else: SPIN takes both for one, and the else waits until nobody
+ * may die or leave any more.  Hence the `true ->` at the beginning of some.
+ */
+
 /* One look of unpark_one at one spot. */
 #define MATCHES(i) (IS(UNPARK_ANY_KEY) || KEY(S[i]) == lock)
 inline look_at(i) {
@@ -380,14 +385,14 @@ A4: if
         STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)) + 1, lock, WAITING));
         stage[me] = STAGE(LOOK, lock)
     }
-    :: atomic { IS(SLEEP_THEN_PUBLISH) && !FREE(W[lock]) -> W[lock] = W[lock] | PARKED }
+    :: atomic { IS(SLEEP_THEN_PUBLISH) && !FREE(W[lock]) -> W[lock] = W[lock] | PARKED; told = 1 }
     :: atomic { IS(SLEEP_THEN_PUBLISH) && FREE(W[lock]) }
     fi;
 #if MUTATION == SLEEP_THEN_PUBLISH
     atomic {
         S[spot] = WORD(SEQUENCE(S[spot]) + 1, lock, WAITING);
-        if
-        :: W[lock] & PARKED -> stage[me] = STAGE(SLEEP, lock); goto A6
+        if                  /* It saw an owner, or not, before it published, and does not look again. */
+        :: told -> told = 0; stage[me] = STAGE(SLEEP, lock); goto A6
         :: else -> stage[me] = STAGE(LOOK, lock)
         fi
     };
@@ -485,6 +490,7 @@ reap: /* The claim is taken by an exchange from the dead thread's name; then S i
     if                      /* An exception does not get in between here: what was begun is finished first. */
     MAY_DIE
     :: atomic {
+        true ->
         DRAIN(spot);
         if
         :: IS(REAP_STORE) || IS(REAP_LIVING) || IS(REAP_CLAIM_FIRST) ->
@@ -496,6 +502,7 @@ reap: /* The claim is taken by an exchange from the dead thread's name; then S i
     if
     MAY_DIE
     :: atomic {
+        true ->
         if :: claim[other] == me && other != spot -> claim[other] = 0 :: else fi;
         forget_scan();
         if :: IS(REAP_CLAIM_FIRST) -> goto look :: else -> goto poll fi
