@@ -94,7 +94,7 @@ class OwnedWords:
         self.depth = 1  # how often an RLock's owner took it
         self.is_inherited = False  # this process was forked while its parent held it, and may be inside the parent's with
         self.next_look = 0.0
-        self.looks = MOST_LOOKS // 4
+        self.looks = MOST_LOOKS // 4  # how often looking is worth it: more after a success, less after a failure
         self.skips = [0]
         _all_words.add(self)
 
@@ -256,7 +256,8 @@ class OwnedWords:
                 w = view[place]
                 owner = w & at.OWNER
                 if owner == _process.current.word:
-                    self.thread = self.thread if self.owners().count(owner) > 1 else 0
+                    if len(self.places) == 1 or self.owners().count(owner) == 1:
+                        self.thread = 0
                     self.depth = 1
                 elif leaving and (self.is_inherited or owner in _process.ancestors):
                     return None
