@@ -303,7 +303,7 @@ def _this_machine() -> tuple[int, int]:
     return int.from_bytes(boot[:8], "little"), int.from_bytes(boot[8:], "little")
 
 
-def check_segment(segment: Segment, *, any_user: bool = False) -> tuple[at.Layout, str | None]:
+def check_segment(segment: Segment) -> tuple[at.Layout, str | None]:
     """Layout and domain of a segment, if it can be used here.  SegmentError says what is wrong and what to do."""
     name = segment.name or "without a name"
     remove = f"If nobody needs it, remove {SHM_FOLDER}/{segment.name} by hand." if segment.name else "Nothing to do."
@@ -327,7 +327,7 @@ def check_segment(segment: Segment, *, any_user: bool = False) -> tuple[at.Layou
             "A living owner would look dead from here: share locks inside one pid namespace (container) only.",
         )
     owner = os.fstat(segment.fd).st_uid
-    if not any_user and not load(at.HEADER_USER) == owner == SYSTEM.geteuid():
+    if not load(at.HEADER_USER) == owner == SYSTEM.geteuid():
         raise SegmentError(
             name,
             f"it belongs to user {owner}, this process is of user {SYSTEM.geteuid()}",

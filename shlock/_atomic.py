@@ -25,7 +25,7 @@ from typing import Any, Final
 from atomics._impl.patomic import Patomic
 
 from . import _process
-from ._layout import WORD, WORD_MASK
+from ._layout import WORD
 
 __all__ = ["Operand", "Pointer", "Words", "borrow_operand", "give_back", "pointer", "raw_compare_exchange"]
 
@@ -162,12 +162,6 @@ class Words:
         done = operand.compare_exchange(self.pointer(index), expected, desired)
         give_back(operand)
         return done
-
-    def fetch_add(self, index: int, addend: int) -> int:
-        """Add to the word, modulo 2**64, and return what was there."""
-        while not self.compare_exchange(index, seen := self.view[index], (seen + addend) & WORD_MASK):
-            pass
-        return seen
 
     def raise_to(self, index: int, value: int) -> None:
         """Make the word at least ``value``."""

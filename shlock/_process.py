@@ -29,7 +29,6 @@ __all__ = [
     "ancestors",
     "before_fork",
     "current",
-    "identity_word",
     "is_alive",
     "pid_of",
     "refresh_in_child",
@@ -87,10 +86,6 @@ identity_pointer = ctypes.c_void_p.from_param(ctypes.addressof(identity_cell))
 refresh_in_child: list[Callable[[], None]] = []
 #: What they do in the parent before and after a fork.
 before_fork: list[Callable[[], None]] = []
-
-
-def identity_word() -> int:
-    return current.word
 
 
 def is_alive(word: int) -> bool:
