@@ -14,9 +14,12 @@
     A3  not blocking: False.  Who only ever tries has to find a dead owner too: a poll, at most once per poll interval.
     A4  publish the spot.
     A5  w = W.  free: CAS(w -> me|PARKED|DIED of w): in -> A7.
-                held: CAS(w -> w|PARKED), ALWAYS, also when the bit is set: it is the fence that orders our S before our
-                look at W, and pairs with R2 before R3.
+                held: CAS(w -> w|PARKED), also when the bit is set -> A6.  Needless while a thread is NOTIFIED for this word:
+                it takes W with PARKED, or marks it, or passes its wake-up on.  (A4 and A6 are exchanges: our S is out
+                before we look.)
     A6  sleep.  poll: the owner is dead: CAS(w -> me|PARKED|DIED): in, and told -> A7.  else -> A5.
+                chosen: W free: CAS(w -> me|PARKED|DIED of w): in -> A7.  held: nap, S still NOTIFIED, a number of times; then
+                mark W and look for a moment; then S := WAITING -> A5.
     A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.  Chosen once more meanwhile: as A8.
     A8  withdraw: S := IDLE, then by what W says: ours: CAS -> DIED of w, wake one.  free: wake one.
                 another's: CAS(w -> w|PARKED).
@@ -26,7 +29,9 @@
     R3  wake one, unless one is on its way already.  Runs to its end also when it is interrupted.
 
     R2 clears PARKED before anybody is woken, so that until the woken thread has come the lock is as cheap as an uncontended
-    one.  What that thread then does, whatever it is, restores I1: it takes W with PARKED, or marks it, or passes it on.
+    one.  What that thread then does, whatever it is, restores I1: it takes W with PARKED, or marks it, or passes it on.  Where
+    somebody takes and releases W all the time it comes too late; instead of marking W, which would cost the owner a wake-up
+    at each release, it naps.  To everybody else it has just not woken up yet, so naps need no state.  A turn bounds them.
 
     # I1  a parked waiter implies PARKED, or a wake-up under way, or a releaser between R2 and R3: no release misses it
     # I5  at most one process is inside: W changes to "me" by compare-exchange from a word without an owner, or from the
@@ -72,6 +77,12 @@ WARN, IGNORE, POISON = range(len(at.POLICIES))
 #: Looks at a held word before a thread goes to sleep; each look takes some 0.1 us.
 MOST_LOOKS: Final = 150
 FEWEST_LOOKS: Final = 15
+#: Nanoseconds for which a thread insists that has napped for a whole turn.  It marks the word: the owner's next release
+#: leaves the word free for several us, because it looks for somebody to wake, and finds that this thread is on its way.
+LONGEST_INSISTENCE: Final = 150_000
+#: Nanoseconds after which a process that has the word all the time lets a thread go first that has waited as long.
+TURN: Final = 10_000_000
+LONGEST_COURTESY: Final = 100_000  # nanoseconds; a thread wakes up in about 50 us
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -80,7 +91,7 @@ class OwnedWords:
 
     __slots__ = (
         "__weakref__", "block", "depth", "is_inherited", "looks", "name", "next_look",
-        "parking", "places", "policy", "skips", "thread", "view",
+        "parking", "places", "policy", "skips", "thread", "turn", "view",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -96,6 +107,7 @@ class OwnedWords:
         self.next_look = 0.0
         self.looks = MOST_LOOKS // 4  # how often looking is worth it: more after a success, less after a failure
         self.skips = [0]
+        self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
         _all_words.add(self)
 
     # -- who ----------------------------------------------------------------------------------------------------------
@@ -144,9 +156,12 @@ class OwnedWords:
         done = False
         try:
             got = waiter.look(1)
+            parked = False
             if not got:
                 if block:
-                    got = waiter.look(self.worthwhile_looks()) or self.parking.park(waiter, deadline)  # A2
+                    got = waiter.look(self.worthwhile_looks())  # A2
+                    if not got:
+                        got = parked = self.parking.park(waiter, deadline)
                 else:
                     got = self._look_for_the_dead(waiter)  # A3
             if not got:
@@ -157,7 +172,9 @@ class OwnedWords:
             start = self.block.start
             if crash_points:
                 crash_points[0]("C6 taken")
-            self.view[start + at.BLOCK_SINCE] = SYSTEM.monotonic_ns()
+            self.view[start + at.BLOCK_SINCE] = now = SYSTEM.monotonic_ns()
+            if parked:
+                self.turn = now
             if waiter.died and not repair:
                 self.tell_heir()
             done = True
@@ -284,7 +301,25 @@ class OwnedWords:
 
     def wake_next(self) -> None:
         """R3.  Of several words each release wakes one; of a single word a wake-up that is under way is enough."""
-        self.parking.unpark_one(self.block.index, self.skips if len(self.places) == 1 else None)
+        if len(self.places) > 1:
+            self.parking.unpark_one(self.block.index)
+            return
+        since = self.parking.unpark_one(self.block.index, self.skips)
+        if since > 0:
+            self._give_way(since)
+
+    def _give_way(self, since: int) -> None:
+        """Let the woken thread in first if it has waited long, and this process has had its turn.
+
+        Who releases and takes the word again at once is faster than any thread that has to wake up.  That is what makes
+        a busy lock fast; a turn bounds it.
+        """
+        now = SYSTEM.monotonic_ns()
+        if now - max(since, self.turn) < TURN:
+            return
+        view, place, end = self.view, self.places[0][0], now + LONGEST_COURTESY
+        while not view[place] & at.OWNER and SYSTEM.monotonic_ns() < end:
+            SYSTEM.yield_processor()
 
 
 class OwnerWaiter:
@@ -308,11 +343,11 @@ class OwnerWaiter:
         self.back.tried = None
         self.place = words.places[0]
 
-    def look(self, looks: int) -> bool:
-        """A2: go in if a word gets free within so many looks."""
+    def look(self, looks: int, parked: int = 0) -> bool:
+        """A2: go in if a word gets free within so many looks.  ``parked``: the mark that a thread with a spot sets."""
         words = self.words
         view, me = words.view, _process.current.word
-        spinning = looks > 1
+        spinning = looks > 1 and not parked
         while True:
             for place in words.places:
                 w = view[place[0]]
@@ -320,7 +355,7 @@ class OwnerWaiter:
                     self._refuse_if_poisoned(w)
                     self.place = place
                     self.died = bool(w & at.DIED)
-                    if self.take.compare_exchange(place[1], w, me | w & at.FLAGS):
+                    if self.take.compare_exchange(place[1], w, me | parked | w & at.FLAGS):
                         if spinning:
                             words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
@@ -335,8 +370,14 @@ class OwnerWaiter:
         if self.take.succeeded():
             return True
         words = self.words
-        # Woken up to find the word taken again: it may be free in a moment, and that is cheaper than to sleep again.
-        looks = words.worthwhile_looks() if spot.is_notified() else 0
+        if len(words.places) == 1 and spot.may_nap():
+            spot.naps += 1
+            if self.look(words.worthwhile_looks(), at.PARKED):
+                return True
+            if spot.may_nap():
+                return False
+            if self._insist():
+                return True
         spot.renew()
         view, me = words.view, _process.current.word
         for place in words.places:
@@ -347,15 +388,23 @@ class OwnerWaiter:
                     self.place = place
                     self.died = bool(w & at.DIED)
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
-                        if looks > 0:
-                            words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
-                elif looks > 0:
-                    looks -= 1
-                    if not looks:
-                        words.looks = max(FEWEST_LOOKS, words.looks - 5)
-                elif self.mark.compare_exchange(place[1], w, w | at.PARKED):
+                elif (
+                    len(words.places) == 1 and words.parking.relies_on_another(spot, self.index)
+                ) or self.mark.compare_exchange(place[1], w, w | at.PARKED):
                     break
+        return False
+
+    def _insist(self) -> bool:
+        """Look with the word marked, so that the owner's next release leaves it free for longer (see LONGEST_INSISTENCE)."""
+        place, word = self.words.places[0]
+        while (w := self.words.view[place]) & at.OWNER and not self.mark.compare_exchange(word, w, w | at.PARKED):
+            pass
+        end = SYSTEM.monotonic_ns() + LONGEST_INSISTENCE
+        while SYSTEM.monotonic_ns() < end:
+            if self.look(FEWEST_LOOKS, at.PARKED):
+                return True
+            SYSTEM.yield_processor()  # the owner may need this very one
         return False
 
     def poll(self, spot: Spot | None) -> None:

@@ -63,7 +63,12 @@ LONGEST_MASKED_SLEEP: Final = 0.020
 LOOKS_FOR_THE_DEAD: Final = 8  # spots that are looked at before a new one is used
 #: A releaser that finds a wake-up under way leaves it at that, but not more often than this in a row: the chosen thread
 #: may be stopped, or be waiting for a processor for long.
-MOST_SKIPS: Final = 50
+MOST_SKIPS: Final = 10
+#: A chosen thread that finds the way closed again naps before it marks the word anew, because a marked word costs the
+#: releaser a wake-up.  The first nap lasts so many seconds, each further one twice as long: 13 ms in all.
+FIRST_NAP: Final = 50e-6
+MOST_NAPS: Final = 9
+ON_ITS_WAY: Final = -1
 
 
 class Waiter(Protocol):
@@ -74,7 +79,11 @@ class Waiter(Protocol):
         """The control block that it waits for."""
 
     def attempt(self, spot: Spot) -> bool:
-        """A5: go in if possible and say True.  False promises that whoever opens the way in will see the spot."""
+        """A5: go in if possible and say True.
+
+        False promises that whoever opens the way in will see the spot, or, after ``spot.naps`` was raised, that the
+        spot is still NOTIFIED: to everybody else a thread that naps is one that has not woken up yet.
+        """
 
     def poll(self, spot: Spot) -> None:
         """Look for dead owners; afterwards ``attempt`` is called again."""
@@ -90,8 +99,8 @@ class Spot:
     """The place of one blocked thread.  It belongs to one thread of this process at a time."""
 
     __slots__ = (
-        "claim_word", "claimant", "index", "is_leaving", "operand", "semaphore",
-        "since_word", "state_pointer", "state_word", "thread_word", "words",
+        "claim_word", "claimant", "index", "is_leaving", "naps", "operand", "semaphore",
+        "since_word", "state_pointer", "state_word", "thread_word", "trust", "words",
     )  # fmt: skip
 
     def __init__(self, words: Words, layout: at.Layout, index: int, semaphore: Any) -> None:
@@ -101,6 +110,8 @@ class Spot:
         self.operand = Operand()
         self.claimant = _process.current
         self.is_leaving = False
+        self.naps = 0  # since the thread was chosen
+        self.trust = MOST_SKIPS  # how often it may still leave the word unmarked
         self.state_word, self.claim_word, self.thread_word, self.since_word = (
             layout.spot(array, index) for array in (at.SPOT_STATE, at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
         )
@@ -110,6 +121,8 @@ class Spot:
         """A4: from here on the thread can be chosen.  An exchange, so also a fence."""
         words = self.words
         self.is_leaving = False
+        self.naps = 0
+        self.trust = MOST_SKIPS
         words.store(self.thread_word, threading.get_native_id())
         words.store(self.since_word, SYSTEM.monotonic_ns())
         sequence = (words.load(self.state_word) & at.SEQUENCE) + at.SEQUENCE_ONE & at.SEQUENCE
@@ -118,8 +131,13 @@ class Spot:
     def is_notified(self) -> bool:
         return self.words.load(self.state_word) & at.STATE == at.NOTIFIED
 
+    def may_nap(self) -> bool:
+        """Whether the thread, chosen, may come back a little later instead of waiting again."""
+        return self.naps < MOST_NAPS and self.is_notified()
+
     def renew(self) -> None:
         """A6: a chosen thread waits again, in its old place in the line."""
+        self.naps = 0
         state = self.words.load(self.state_word)
         if state & at.STATE == at.NOTIFIED:
             self.operand.compare_exchange(self.state_pointer, state, state & ~at.STATE | at.WAITING)
@@ -194,6 +212,8 @@ class Parking:
                     if crash_points:
                         crash_points[0]("A6 before sleeping")
                     until = next_poll if deadline is None else min(next_poll, deadline)
+                    if spot.naps:
+                        until = min(until, now + FIRST_NAP * 2 ** (spot.naps - 1))
                     if until > now:
                         self._sleep(spot, until - now)
                     if crash_points:
@@ -261,19 +281,33 @@ class Parking:
         )
         return min(1 + ahead, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
 
+    def relies_on_another(self, spot: Spot, key: int) -> bool:
+        """Whether a thread that waits may leave the word unmarked: one is on its way in, and will see to it.
+
+        That one may be stopped, so it is believed a limited number of times.
+        """
+        if spot.trust <= 0:
+            spot.trust = MOST_SKIPS
+            return False
+        spot.trust -= 1
+        mask, notified = at.KEY | at.STATE, key << at.KEY_SHIFT | at.NOTIFIED
+        return any(state & mask == notified for state in self._states())
+
     # -- waking -------------------------------------------------------------------------------------------------------
 
     def _states(self) -> list[int]:
         view, first = self.words.view, self.state_first
         return view[first : first + min(view[at.HEADER_SPOTS_USED], self.spots)].tolist()
 
-    def unpark_one(self, key: int, skips: list[int] | None = None) -> bool:
-        """Wake the thread that has waited for this block the longest; False if none waits and none is under way.
+    def unpark_one(self, key: int, skips: list[int] | None = None) -> int:
+        """Wake the thread that has waited for this block the longest.
 
-        With ``skips`` (one count, kept by the caller), a wake-up that is under way is enough, up to MOST_SKIPS times.
+        Returns since when it has waited (monotonic ns), ON_ITS_WAY if it was left at an earlier wake-up, 0 if nobody
+        waits.  With ``skips`` (one count, kept by the caller), an earlier one is enough up to MOST_SKIPS times.
         """
         wanted = key << at.KEY_SHIFT | at.WAITING
         mask = at.KEY | at.STATE
+        since_first = self.layout.spot(at.SPOT_SINCE, 0)
         while True:
             states = self._states()
             waiting = [index for index, state in enumerate(states) if state & mask == wanted]
@@ -281,20 +315,20 @@ class Parking:
                 notified = key << at.KEY_SHIFT | at.NOTIFIED
                 under_way = any(state & mask == notified for state in states)
                 if not waiting:
-                    return under_way
+                    return ON_ITS_WAY if under_way else 0
                 if under_way and skips is not None and skips[0] < MOST_SKIPS:
                     skips[0] += 1
-                    return True
+                    return ON_ITS_WAY
             if skips is not None:
                 skips[0] = 0
             index = waiting[0]
             if len(waiting) > 1:
-                since = self.layout.spot(at.SPOT_SINCE, 0)
-                index = min(waiting, key=lambda i: self.words.load(since + i))
+                index = min(waiting, key=lambda i: self.words.load(since_first + i))
             if crash_points:
                 crash_points[0]("R3 waiter chosen")
+            since = self.words.load(since_first + index)
             if self._notify(index, states[index]):
-                return True
+                return since or ON_ITS_WAY
 
     def unpark_many(self, key: int, most: int | None = None) -> int:
         """Wake the threads that wait for this block, the longest-waiting first, up to ``most``; how many were."""

@@ -57,6 +57,7 @@ class ScheduleFailure(AssertionError):
 
 # -- schedules ------------------------------------------------------------------------------------------------------------
 
+LONGEST_NAP = 0.001  # seconds; other sleeps are longer
 READY, ASLEEP, DONE, DEAD = "ready", "asleep", "done", "dead"
 
 
@@ -78,6 +79,7 @@ class _Thread:
         self.body = body
         self.process = process
         self.can_be_late = can_be_late  # asleep, it wakes up at its deadline (or to poll)
+        self.is_napping = False  # asleep, it wakes up by itself
         self.state = READY
         self.spot: int | None = None
         self.seconds = 0.0
@@ -215,6 +217,7 @@ class Scheduler:
             raise Killed
         self.steps.append((thread.number, "sleeps", f"spot {spot}"))
         thread.state, thread.spot, thread.seconds = ASLEEP, spot, seconds
+        thread.is_napping = seconds <= LONGEST_NAP
         self.hand_over(thread)
         error, thread.raising = thread.raising, None
         if error is not None:
@@ -301,12 +304,12 @@ class Scheduler:
                     options.append(("run", thread, price))
             options += [("run", thread, price) for thread in asleep if self.tokens.get(thread.spot or 0)]
         nobody = not options
-        for thread in asleep:
-            if not (thread.can_be_late or bound.polls):
+        for thread in sorted(asleep, key=lambda thread: not thread.is_napping):
+            if not (thread.can_be_late or bound.polls or thread.is_napping):
                 continue
             if nobody:
                 options.append(("time over", thread, 0))
-            elif self.preemptions + (late := 1 if bound.polls else price) <= bound.preemptions:
+            elif self.preemptions + (late := 1 if bound.polls and not thread.is_napping else price) <= bound.preemptions:
                 options.append(("time over", thread, late))
         if nobody and options:
             self.polls_in_vain += 1
@@ -402,11 +405,13 @@ class Process:
         system.create_semaphore = lambda name: None
         system.usable_cores = lambda: 1
         owned._cores = (float("inf"), 1)  # one look before going to sleep
+        owned.LONGEST_INSISTENCE = 0
         owned.warnings = types.SimpleNamespace(warn=lambda warning, stacklevel: world.tell(number))
         parking = modules["_parking"]
         parking.posix_ipc = types.SimpleNamespace(
             Semaphore=_NoSemaphore, BusyError=OSError, SignalError=OSError, ExistentialError=OSError
         )
+        parking.MOST_NAPS = 2  # one nap; then it marks the word, and waits again
         parking.Parking._sleep = lambda self, spot, seconds: scheduler.sleep(spot.index, seconds)
         parking.Parking._post = lambda self, index: scheduler.post(index)
         parking.Parking._start_janitor = lambda self: None

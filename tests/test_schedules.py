@@ -451,8 +451,8 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2),
         "_owned.OwnerWaiter.attempt",
-        "elif self.mark.compare_exchange(place[1], w, w | at.PARKED):",
-        "else:",
+        "or self.mark.compare_exchange(place[1], w, w | at.PARKED):",
+        "or True:",
         "nobody can go on",
     ),
     "a_waiter_that_takes_the_word_without_PARKED": (
@@ -469,6 +469,22 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_owned.OwnerWaiter.attempt",
         "spot.renew()",
         "pass",
+        "",
+    ),
+    "a_waiter_that_relies_on_nobody": (
+        lambda world: lock_scenario(world(2, "Lock")),
+        Bound(2),
+        "_parking.Parking.relies_on_another",
+        "any(state & mask == notified for state in self._states())",
+        "True",
+        "nobody can go on",
+    ),
+    "a_waiter_that_naps_while_nobody_knows_of_it": (
+        lambda world: lock_scenario(world(2, "Lock"), rounds=2),
+        Bound(3),
+        "_parking.Parking.park",
+        "until = min(until, now + FIRST_NAP * 2 ** (spot.naps - 1))",
+        "spot.renew()",
         "nobody can go on",
     ),
     "a_waiter_that_got_in_and_still_waits": (

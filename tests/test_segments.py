@@ -357,7 +357,7 @@ def test_nothing_is_left_after_sigkill_of_all_processes_of_an_anonymous_lock(fam
 def is_there(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -70,7 +70,7 @@
 #define SKIP 1              /* 1: a releaser that sees a NOTIFIED spot may leave it at that; 2: it always does; 0: it never does */
 #endif
 #ifndef STORE_BUFFER
-#define STORE_BUFFER 0      /* 1: the stores of A4, A6, A7 and C2 are plain, and wait in a store buffer */
+#define STORE_BUFFER 0      /* 1: the stores of A7 and C2 (without NAPS also of A4 and A6) are plain, and wait in a store buffer */
 #endif
 #ifndef NEWCOMERS
 #define NEWCOMERS 0         /* how many of the threads start only after a death, and must take over a spot */
@@ -83,6 +83,9 @@
 #endif
 #ifndef TRIERS
 #define TRIERS 0            /* the first TRIERS threads never block (A3) */
+#endif
+#ifndef NAPS
+#define NAPS 1              /* 1: a chosen thread may take the lock, or mark it, before it makes S WAITING again; A5 relies on such threads */
 #endif
 #ifndef SEQUENCES
 #define SEQUENCES 2         /* sequence numbers count modulo this */
@@ -126,6 +129,11 @@
 #define SLEEP_THEN_PUBLISH      25   /* A5 before A4 */
 #define POLL_TAKES_STALE        26   /* a poller takes the lock by a store, after it looked */
 #define POLL_STAYS_NOTIFIED     27   /* a poll that finds nothing leaves S NOTIFIED: its post may never come, and no scan sees it */
+#define NAP_UNCHOSEN            29   /* a thread that naps makes S WAITING first, and does not mark W */
+#define NAP_TAKES_BARE          30   /* a thread that has napped takes the lock without PARKED */
+#define A5_RELIES_ON_NOBODY     31   /* A5 leaves the mark out although no spot is NOTIFIED */
+#define A5_RELIES_ON_ANY_KEY    32   /* A5 leaves the mark out when a spot is NOTIFIED for another lock */
+#define A4_PLAIN_STORE          33   /* A4 and A6 store S, and A5 relies on others nevertheless */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -185,10 +193,27 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #define STORE_S(spot, x) S[spot] = x
 #define ROOM(spot) true
 #endif
+/* Where A5 may leave its exchange out, A4 and A6 are exchanges. */
+#if NAPS && MUTATION != A4_PLAIN_STORE
+#define PUBLISH_S(spot, x) DRAIN(spot); S[spot] = x
+#else
+#define PUBLISH_S(spot, x) STORE_S(spot, x)
+#endif
 #define DRAIN_OWN  if :: spot != NOBODY -> DRAIN(spot) :: else fi
 
 /* The wake-up of a dead thread's spot that was on its way when it died, and that a poller may reap. */
 #define REAPABLE(i, key) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key) && claim[i] != 0 && IS_DEAD(claim[i]))
+/* Another thread is on its way in: it takes the lock with PARKED, or marks it, or passes its wake-up on. */
+#define NOTIFIED_ELSEWHERE(i, key) (i != spot && STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key))
+#define NOTIFIED_FOR_ANYTHING(i, key) (STATE(S[i]) == NOTIFIED)
+#define NOTIFIED_ANYWHERE(i, key) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key))
+#if MUTATION == A5_RELIES_ON_NOBODY
+#define RELIES(key) true
+#elif MUTATION == A5_RELIES_ON_ANY_KEY
+#define RELIES(key) ANY_SPOT(NOTIFIED_FOR_ANYTHING, key)
+#else
+#define RELIES(key) ANY_SPOT(NOTIFIED_ANYWHERE, key)
+#endif
 #if SPOTS == 1
 #define ANY_SPOT(P, key) (P(0, key))
 #elif SPOTS == 2
@@ -198,7 +223,7 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #else
 #define ANY_SPOT(P, key) (P(0, key) || P(1, key) || P(2, key) || P(3, key))
 #endif
-#define POLL_HELPS(key) (FREE(W[key]) || DEAD_OWNER(W[key]) || !(W[key] & PARKED) || ANY_SPOT(REAPABLE, key))
+#define POLL_HELPS(key) (FREE(W[key]) || DEAD_OWNER(W[key]) || (!(W[key] & PARKED) && !ANY_SPOT(NOTIFIED_ELSEWHERE, key)) || ANY_SPOT(REAPABLE, key))
 
 #define ANY_THREAD(P, k) (P(1, k) || P(2, k) || (THREADS > 2 && P(3 % (THREADS + 1), k)) || (THREADS > 3 && P(4 % (THREADS + 1), k)))
 #define SLEEPS(i, k)    (stage[claim[i]] == STAGE(SLEEP, k) && tokens[i] == 0 && posting[i] == 0)
@@ -382,7 +407,7 @@ A4: if
     MAY_LEAVE
     :: atomic {
         ROOM(spot) && !IS(SLEEP_THEN_PUBLISH) ->
-        STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)) + 1, lock, WAITING));
+        PUBLISH_S(spot, WORD(SEQUENCE(OWN_S(spot)) + 1, lock, WAITING));
         stage[me] = STAGE(LOOK, lock)
     }
     :: atomic { IS(SLEEP_THEN_PUBLISH) && !FREE(W[lock]) -> W[lock] = W[lock] | PARKED; told = 1 }
@@ -414,6 +439,7 @@ A5: if
         got = 1; stage[me] = STAGE(TAKEN, lock);
         goto A7
     }
+    :: atomic { NAPS && !FREE(W[lock]) -> goto A5_held }
     :: atomic {
         !FREE(W[lock]) ->
         if
@@ -426,6 +452,15 @@ A5: if
         :: WITHDRAW -> goto A6T
         fi
     }
+    fi;
+
+A5_held: /* It saw an owner, and looks whether another thread is on its way in. */
+    if
+    MAY_DIE
+    MAY_LEAVE
+    :: atomic { RELIES(lock) -> stage[me] = STAGE(SLEEP, lock); if :: goto A6 :: WITHDRAW -> goto A6T fi }
+    :: atomic { !RELIES(lock) && !FREE(W[lock]) -> DRAIN(spot); W[lock] = W[lock] | PARKED; stage[me] = STAGE(SLEEP, lock); if :: goto A6 :: WITHDRAW -> goto A6T fi }
+    :: atomic { !RELIES(lock) && FREE(W[lock]) -> goto A5 }
     fi;
 
 #define TOKEN    :: atomic { tokens[spot] > 0 -> tokens[spot]--; stage[me] = STAGE(LOOK, lock); goto woken }
@@ -446,12 +481,27 @@ woken: /* By a token, or by a poll that found nothing: the post of a dead notifi
     if
     MAY_DIE
     MAY_LEAVE
-    :: atomic { STATE(OWN_S(spot)) == NOTIFIED && ROOM(spot) && !IS(STAY_NOTIFIED) -> STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)), lock, WAITING)); goto A5 }
+#if NAPS
+    :: atomic {         /* A nap is over, or it looks at once. */
+        STATE(OWN_S(spot)) == NOTIFIED && FREE(W[lock]) ->
+        DRAIN(spot);
+        told = ((W[lock] & DIED) != 0);
+        W[lock] = me | (IS(NAP_TAKES_BARE) -> 0 : PARKED) | (W[lock] & DIED);
+        got = 1; stage[me] = STAGE(TAKEN, lock);
+        goto A7
+    }
+    :: atomic {         /* It has napped for long enough, and insists. */
+        STATE(OWN_S(spot)) == NOTIFIED && !FREE(W[lock]) && !(W[lock] & PARKED) -> DRAIN(spot); W[lock] = W[lock] | PARKED; goto woken
+    }
+#if MUTATION == NAP_UNCHOSEN
+    :: atomic { STATE(OWN_S(spot)) == NOTIFIED && ROOM(spot) && !FREE(W[lock]) -> STORE_S(spot, WORD(SEQUENCE(OWN_S(spot)), lock, WAITING)); stage[me] = STAGE(SLEEP, lock); goto A6 }
+#endif
+#endif
+    :: atomic { STATE(OWN_S(spot)) == NOTIFIED && ROOM(spot) && !IS(STAY_NOTIFIED) -> PUBLISH_S(spot, WORD(SEQUENCE(OWN_S(spot)), lock, WAITING)); goto A5 }
     :: atomic { STATE(OWN_S(spot)) != NOTIFIED || IS(STAY_NOTIFIED) -> goto A5 }
     fi;
 
 poll: /* Reap first; then look at the owner. */
-#define NOTIFIED_ELSEWHERE(i, key) (i != spot && STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key))
 #define DEAD_CLAIMANT(i, unused) (claim[i] != 0 && IS_DEAD(claim[i]))
 #if MUTATION == REAP_CLAIM_FIRST
 #define TO_REAP DEAD_CLAIMANT
