@@ -38,6 +38,7 @@ DIED: Final = 1 << 1  # an owner died inside and nobody has put in order what it
 RESERVED: Final = 1 << 2  # kept for hand-off: the owner field names a parking spot
 BIASED: Final = 1 << 3  # kept for the biased path
 REVOKING: Final = 1 << 4  # kept for the biased path
+TAKEN: Final = RESERVED | REVOKING  # a supervisor has taken it from its owner, and is about to settle who gets it
 FLAGS: Final = PARKED | DIED | RESERVED | BIASED | REVOKING
 OWNER: Final = WORD_MASK & ~FLAGS
 
@@ -84,6 +85,7 @@ HEADER_TEXT_USED: Final = 14  # bytes
 HEADER_NAMES_USED: Final = 15
 HEADER_JANITOR: Final = 16  # identity of the janitor of an arena without a name, or of who is STARTING it
 HEADER_BLOCKS_USED: Final = 17  # no block at this index or above was ever used (only in an arena without names)
+HEADER_SUPERVISOR: Final = 18  # identity of the supervisor that adopted this arena last; 0 = none ever did
 HEADER_DOMAIN: Final = 32  # length in bytes, then the text
 HEADER_WORDS: Final = 512
 
@@ -96,15 +98,21 @@ PROCESS_TEXT: Final = (PROCESS_WORDS - 1) * WORD
 
 # A control block, in words.
 BLOCK_WORD: Final = 0  # W
-BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned
+BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned, bit 17 leased
 BLOCK_PARAMETER: Final = 2  # Semaphore: initial value and bound; Barrier: parties
 BLOCK_DEAD: Final = 3  # identity of the owner that died last
 BLOCK_FOUND: Final = 4  # when that was found, nanoseconds since the epoch
 BLOCK_SINCE: Final = 5  # when the present owner got in, monotonic nanoseconds; 0 = unknown
 BLOCK_MORE: Final = 6  # index of the first extension block; 0 = none
+BLOCK_SENTENCE: Final = 7  # identity of the owner whom the supervisor kills, and why (a reason in the place of the flags)
 BLOCK_CELLS: Final = 8  # 8 cells here, then EXTENSION_CELLS in every extension
 BLOCK_WORDS: Final = 16
 BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
+# A leased Lock or RLock has no cells; these words are there instead.
+BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
+BLOCK_GRACE: Final = 9  # ns
+BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
+BLOCK_TAKEN_FROM: Final = 11  # identity of the owner from whom a supervisor takes W (see TAKEN)
 EXTENSION_CELLS: Final = 2
 EXTENSION_CELL_COUNT: Final = BLOCK_WORDS - EXTENSION_CELLS
 EXTENSION_NEXT: Final = 0
@@ -115,6 +123,11 @@ KIND: Final = 0xFF
 POLICY_SHIFT: Final = 8
 POLICY: Final = 0xFF << POLICY_SHIFT
 OWNED: Final = 1 << 16
+LEASED: Final = 1 << 17  # every process that uses it has a contract
+
+# Reasons, in BLOCK_SENTENCE.
+REASONS: Final = ("owner died", "lease overrun", "lease revoked", "killed by command", "preempted")
+OWNER_DIED, LEASE_OVERRUN, LEASE_REVOKED, KILLED, PREEMPTED = range(5)
 POLICIES: Final = ("warn", "ignore", "poison")
 
 NAME_HASH: Final = 0

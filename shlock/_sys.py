@@ -13,6 +13,7 @@ import fcntl
 import functools
 import os
 import select
+import signal
 import struct
 import time
 from collections.abc import Callable
@@ -31,9 +32,25 @@ _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, l
 def _initial_semaphore() -> bytes:
     """The bytes of a sem_t of value 0 that processes share, with room to spare."""
     memory = ctypes.create_string_buffer(128)
-    if ctypes.CDLL(None, use_errno=True).sem_init(memory, 1, 0) != 0:
+    if _libc().sem_init(memory, 1, 0) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return memory.raw
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}.get(os.uname().machine)  # the number of the system call
+_GLOBAL, _GLOBAL_EXPEDITED, _REGISTER_GLOBAL_EXPEDITED = 1, 2, 4
+
+
+def _membarrier(command: int) -> int:
+    if _MEMBARRIER is None:
+        return -1
+    status: int = _libc().syscall(_MEMBARRIER, command, 0, 0)
+    return status
 
 
 class System:
@@ -93,6 +110,36 @@ class System:
     def pid_namespace(self) -> int:
         """Inode of the namespace in which this process's pid has its meaning."""
         return os.stat("/proc/self/ns/pid").st_ino
+
+    def send_signal(self, pidfd: int, number: int) -> bool:
+        """Send a signal to the process of a pidfd; False if it is gone."""
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def register_membarrier(self) -> bool:
+        """Let other processes order this one's memory accesses with ``membarrier``; False where the kernel can't."""
+        return _membarrier(_REGISTER_GLOBAL_EXPEDITED) == 0
+
+    def membarrier(self, *, registered: bool = True) -> None:
+        """A full fence in every running thread of every registered process (about a us), or of all processes (some ms)."""
+        if not (registered and _membarrier(_GLOBAL_EXPEDITED) == 0) and _membarrier(_GLOBAL) != 0:
+            self.nap(0.05)  # every processor has taken an interrupt by then
+
+    def timer(self) -> int:
+        """A descriptor that is readable when the time of ``set_timer`` has come, to the microsecond."""
+        descriptor: int = _libc().timerfd_create(time.CLOCK_MONOTONIC, os.O_CLOEXEC | os.O_NONBLOCK)
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return descriptor
+
+    def set_timer(self, descriptor: int, when_ns: int) -> None:
+        """Make a timer readable at a monotonic time; it is not readable any more until then."""
+        value = struct.pack("4q", 0, 0, *divmod(max(1, when_ns), 1_000_000_000))
+        if _libc().timerfd_settime(descriptor, 1, value, None) != 0:  # TFD_TIMER_ABSTIME
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def geteuid(self) -> int:
         return os.geteuid()
