@@ -487,6 +487,7 @@ def _choose(lock: Any) -> tuple[Child, Page]:
     def wait() -> None:
         _sys.crash_points[:] = [stand_still]
         lock.acquire()
+        lock.release()  # it woke up by polling, just before it was chosen, and so did not stand still
 
     return Child(wait), page
 
