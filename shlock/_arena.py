@@ -45,9 +45,12 @@ class Declaration:
     cells: int = 0  # further words: permits of an owned Semaphore, parties of a Barrier
     owned: bool = False
     policy: int | None = None  # None: as it is, "warn" if it is new
+    lease: int = 0  # ns, 0 = none; what it is created with
+    grace: int = 0  # ns
 
     def kind_word(self) -> int:
-        return self.kind | (self.policy or 0) << at.POLICY_SHIFT | (at.OWNED if self.owned else 0)
+        flags = (at.OWNED if self.owned else 0) | (at.LEASED if self.lease else 0)
+        return self.kind | (self.policy or 0) << at.POLICY_SHIFT | flags
 
 
 class Block:
@@ -98,6 +101,10 @@ class Block:
     @property
     def owned(self) -> bool:
         return bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.OWNED)
+
+    @property
+    def leased(self) -> bool:
+        return bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
 
     @property
     def parameter(self) -> int:
@@ -210,6 +217,9 @@ class Arena:
         start, store = self.layout.block(index), self.words.store
         store(start + at.BLOCK_WORD, declaration.first_word)
         store(start + at.BLOCK_PARAMETER, declaration.parameter)
+        if declaration.lease:
+            store(start + at.BLOCK_LEASE, declaration.lease)
+            store(start + at.BLOCK_GRACE, declaration.grace)
         for extension, following in zip(extensions, (*extensions, 0)[1:], strict=True):
             self.clear_block(extension)
             store(self.layout.block(extension) + at.BLOCK_KIND, at.EXTENSION)

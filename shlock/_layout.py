@@ -38,7 +38,7 @@ DIED: Final = 1 << 1  # an owner died inside and nobody has put in order what it
 RESERVED: Final = 1 << 2  # kept for hand-off: the owner field names a parking spot
 BIASED: Final = 1 << 3  # kept for the biased path
 REVOKING: Final = 1 << 4  # kept for the biased path
-TAKEN: Final = RESERVED | REVOKING  # a supervisor has taken it from its owner, and is about to settle who gets it
+TAKEN: Final = RESERVED | REVOKING  # a supervisor is taking it away from its owner, who is not inside
 FLAGS: Final = PARKED | DIED | RESERVED | BIASED | REVOKING
 OWNER: Final = WORD_MASK & ~FLAGS
 
@@ -85,7 +85,6 @@ HEADER_TEXT_USED: Final = 14  # bytes
 HEADER_NAMES_USED: Final = 15
 HEADER_JANITOR: Final = 16  # identity of the janitor of an arena without a name, or of who is STARTING it
 HEADER_BLOCKS_USED: Final = 17  # no block at this index or above was ever used (only in an arena without names)
-HEADER_SUPERVISOR: Final = 18  # identity of the supervisor that adopted this arena last; 0 = none ever did
 HEADER_DOMAIN: Final = 32  # length in bytes, then the text
 HEADER_WORDS: Final = 512
 
@@ -112,7 +111,6 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
-BLOCK_TAKEN_FROM: Final = 11  # identity of the owner from whom a supervisor takes W (see TAKEN)
 EXTENSION_CELLS: Final = 2
 EXTENSION_CELL_COUNT: Final = BLOCK_WORDS - EXTENSION_CELLS
 EXTENSION_NEXT: Final = 0

@@ -283,6 +283,12 @@ def _checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
     asked = Declaration(
         wanted.kind, 0, wanted.parameter, 0, wanted.owned, there.policy if wanted.policy is None else wanted.policy
     )
+    if wanted.lease and not word & at.LEASED:
+        raise SegmentError(
+            arena.segment.name,
+            f"{name!r} is {describe(there)} without a lease there",
+            "Who uses it has no contract: use another name or domain, or ask for no lease.",
+        )
     if there != asked:
         raise SegmentError(
             arena.segment.name,

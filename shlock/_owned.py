@@ -90,7 +90,7 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "block", "depth", "is_inherited", "looks", "name", "next_look",
+        "__weakref__", "block", "depth", "grant", "has_permits", "is_inherited", "looks", "name", "next_look",
         "parking", "places", "policy", "skips", "thread", "turn", "view",
     )  # fmt: skip
 
@@ -99,6 +99,7 @@ class OwnedWords:
         self.block = block
         self.view = words.view
         self.places: list[tuple[int, Pointer]] = [(place, words.pointer(place)) for place in places]
+        self.has_permits = block.owned  # of a Semaphore: who took one gives it back, and nobody else
         self.policy = min(block.policy, POISON)
         self.parking = parking_of(block.arena)
         self.thread = 0  # which thread of this process took it last, 0 = none holds it; means something while it is ours
@@ -107,6 +108,7 @@ class OwnedWords:
         self.next_look = 0.0
         self.looks = MOST_LOOKS // 4  # how often looking is worth it: more after a success, less after a failure
         self.skips = [0]
+        self.grant: Any = None  # of a leased lock: the contract of this process
         self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
         _all_words.add(self)
 
@@ -137,7 +139,10 @@ class OwnedWords:
             return None
         dead = self.view[self.block.start + at.BLOCK_DEAD]
         found = self.view[self.block.start + at.BLOCK_FOUND]
-        return Abandoned(_process.pid_of(dead), self.block.arena.process_name(dead), found / 1e9)
+        sentence = self.view[self.block.start + at.BLOCK_SENTENCE]
+        reason = sentence & at.FLAGS if sentence & at.OWNER == dead else at.OWNER_DIED
+        known = at.REASONS[reason] if reason < len(at.REASONS) else at.REASONS[at.OWNER_DIED]
+        return Abandoned(_process.pid_of(dead), self.block.arena.process_name(dead), found / 1e9, known)
 
     # -- acquire ------------------------------------------------------------------------------------------------------
 
@@ -280,7 +285,7 @@ class OwnedWords:
                     return None
                 elif not owner:
                     return ValueError(RELEASED_TOO_OFTEN)
-                elif leaving or len(self.places) > 1:
+                elif leaving or self.has_permits:
                     return ValueError(f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now")
                 view[start + at.BLOCK_SINCE] = 0
                 keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0

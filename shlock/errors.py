@@ -10,7 +10,15 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Abandoned", "AbandonedError", "AbandonedWarning", "SegmentError"]
+__all__ = [
+    "Abandoned",
+    "AbandonedError",
+    "AbandonedWarning",
+    "ContractDenied",
+    "LeaseExpired",
+    "SegmentError",
+    "SupervisorError",
+]
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,8 @@ class Abandoned:
     pid        process number of the dead owner
     name       what it was, as far as it was recorded: process name and program, else None
     found_at   when its death was found, in seconds since the epoch
-    reason     why it lost the lock; ``"owner died"`` for every death that was found by a waiter
+    reason     why it lost the lock: ``"owner died"``, or what it was killed for by a supervisor (``"lease overrun"``,
+               ``"lease revoked"``, ``"killed by command"``)
     """
 
     pid: int
@@ -57,6 +66,51 @@ class AbandonedError(RuntimeError):
             f"{self.lock}: {self.abandoned}; what it guards may be half-written. "
             "Repair it inside 'with lock.repair() as abandoned:'."
         )
+
+
+class ContractDenied(PermissionError):
+    """The supervisor's policy does not allow what was asked for.
+
+    Attributes: ``lock`` (text that names it), ``reason`` (the fact and the limit), ``rule`` (which rule of the policy says so).
+    """
+
+    def __init__(self, lock: str, reason: str, rule: str) -> None:
+        super().__init__(lock, reason, rule)
+        self.lock = lock
+        self.reason = reason
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"{self.lock}: {self.reason} ({self.rule}). Ask for what the policy allows, or have the policy changed."
+
+
+class LeaseExpired(TimeoutError):
+    """The holder is asked to leave: its lease is over, or was revoked.  After its grace it is killed.
+
+    Attributes: ``lock`` (text that names it), ``token`` (of the hold that is over), ``late`` (seconds since its deadline).
+    """
+
+    def __init__(self, lock: str, token: int, late: float) -> None:
+        super().__init__(lock, token, late)
+        self.lock = lock
+        self.token = token
+        self.late = late
+
+    def __str__(self) -> str:
+        return f"{self.lock}: the lease of token {self.token} is over by {self.late * 1000:.1f} ms. Release it at once."
+
+
+class SupervisorError(ConnectionError):
+    """There is no supervisor to ask, and none could be started.  Attributes: ``domain``, ``fact``, ``advice``."""
+
+    def __init__(self, domain: str, fact: str, advice: str) -> None:
+        super().__init__(domain, fact, advice)
+        self.domain = domain
+        self.fact = fact
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"supervisor of domain {self.domain!r}: {self.fact}. {self.advice}"
 
 
 class SegmentError(OSError):

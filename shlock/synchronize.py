@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import context as mp_context
@@ -31,11 +31,14 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 from . import _anonymous, _names, _process
 from . import _layout as at
 from ._arena import Block, Declaration
+from ._client import obtain, renew
 from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
 from ._multiprocessing import SemLockView, ZeroCount
-from ._owned import OwnedWords, make_fast_path
+from ._owned import OwnedWords, describe, make_fast_path
 from ._parking import parking_of
+from .contract import Contract, Lease, LeasedPath, OnTerminate, Terms, make_leased_path
 from .errors import Abandoned
+from .supervisor.policy import check_request
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter"]
 
@@ -128,8 +131,11 @@ class _Primitive:
         """What a copy in another process needs beside the block."""
         return None
 
+    def _prepare(self, state: Any) -> None:
+        """Called in the other process before ``_bind``."""
+
     def _restore(self, state: Any) -> None:
-        pass
+        """Called there after it."""
 
     def _suffix(self) -> str:
         """The part of repr that every primitive has."""
@@ -142,6 +148,7 @@ class _Primitive:
 
 def _rebuild(cls: type[_Primitive], attach: Callable[..., Block], arguments: tuple[Any, ...], state: Any) -> _Primitive:
     self = cls.__new__(cls)
+    self._prepare(state)
     block = attach(*arguments)
     if block.kind != cls._kind:
         raise block.arena.damaged(f"block {block.index} is no {cls.__name__}")
@@ -174,6 +181,32 @@ def _policy(on_abandoned: Policy | None) -> int | None:
     if on_abandoned not in at.POLICIES:
         raise ValueError(f"on_abandoned must be one of {', '.join(at.POLICIES)}, not {on_abandoned!r}")
     return at.POLICIES.index(on_abandoned)
+
+
+def _terms(
+    lease: float | None,
+    grace: float | None,
+    rank: int,
+    operations: Collection[str],
+    on_terminate: OnTerminate,
+    record_site: bool,
+) -> Terms | None:
+    """What to ask the supervisor for, checked as far as no policy is needed; None without a lease."""
+    if lease is None:
+        for name, is_given in (
+            ("grace", grace is not None),
+            ("rank", rank != 0),
+            ("operations", tuple(operations) != ("acquire",)),
+            ("on_terminate", on_terminate != "flag"),
+            ("record_site", record_site),
+        ):
+            if is_given:
+                raise ValueError(f"{name}= needs lease=: without a lease there is no contract")
+        return None
+    if on_terminate not in ("flag", "raise"):
+        raise ValueError(f'on_terminate must be "flag" or "raise", not {on_terminate!r}')
+    check_request(operations=operations, lease=lease, grace=grace or 0.0, rank=rank)
+    return Terms(round(lease * 1e9), round((grace or 0.0) * 1e9), rank, tuple(sorted(operations)), on_terminate, record_site)
 
 
 class _Owned(_Primitive):
@@ -251,9 +284,11 @@ class Lock(_Owned):
     """
 
     __slots__ = ("__enter__", "__exit__")
-    __enter__: Callable[[], bool]
+    __enter__: Callable[[], Any]
     __exit__: Callable[..., None]
     _kind = at.LOCK
+    _terms: Terms | None = None
+    _leased: LeasedPath | None = None
 
     def __init__(
         self,
@@ -261,18 +296,81 @@ class Lock(_Owned):
         *,
         domain: str | None = None,
         on_abandoned: Policy | None = None,
+        lease: float | None = None,
+        grace: float | None = None,
+        rank: int = 0,
+        operations: Collection[str] = ("acquire",),
+        on_terminate: OnTerminate = "flag",
+        record_site: bool = False,
         ctx: Any = None,
     ) -> None:
-        self._open(Declaration(self._kind, policy=_policy(on_abandoned)), name, domain)
+        self._terms = _terms(lease, grace, rank, operations, on_terminate, record_site)
+        terms = self._terms or Terms(0)
+        declaration = Declaration(self._kind, policy=_policy(on_abandoned), lease=terms.lease, grace=terms.grace)
+        self._open(declaration, name, domain)
 
     def _bind(self, block: Block) -> None:
         super()._bind(block)
-        self._words = self._owned_words(block, [block.word])
+        words = self._words = self._owned_words(block, [block.word])
         # As in multiprocessing: the object's own functions, without the detour over the class; "with" finds them in slots.
-        acquire, release, leave = make_fast_path(self._words, recursive=self._kind == at.RLOCK)
-        self.__dict__["acquire"], self.__dict__["release"] = acquire, release
-        self.__enter__ = acquire
-        self.__exit__ = leave
+        plain = make_fast_path(words, recursive=self._kind == at.RLOCK)
+        if not block.leased:
+            self.__dict__["acquire"], self.__dict__["release"], self.__exit__ = plain
+            self.__enter__ = plain[0]
+            return
+        self._obtain_contract()
+        path = self._leased = make_leased_path(words, plain, renew, recursive=self._kind == at.RLOCK)
+        self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
+        self.__enter__, self.__exit__ = path.enter, path.exit
+
+    def _obtain_contract(self) -> None:
+        """The contract of this process for this lock, on our terms or on those that the lock was created with."""
+        words, block = self._words, self._block
+        if self._terms is None:
+            lease, grace = (block.arena.words.load(block.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
+            self._terms = words.grant.terms if words.grant is not None else Terms(lease, grace)
+        grant = words.grant
+        if grant is None or grant.process is not _process.current:
+            words.grant = obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms)
+        elif grant.terms != self._terms:
+            raise ValueError(
+                f"{describe(block)}: this process has a contract for it on other terms ({grant.terms}). "
+                "One process has one contract for a lock: ask for the same, or drop the other object first."
+            )
+
+    def _prepare(self, state: Any) -> None:
+        self._terms = state
+
+    def _extra_state(self) -> Any:
+        return self._terms
+
+    @property
+    def contract(self) -> Contract | None:
+        """What the supervisor granted this process; None for a lock without a lease."""
+        grant = self._words.grant
+        return None if grant is None or grant.process is not _process.current else grant.contract
+
+    @property
+    def lease(self) -> Lease | None:
+        """The present hold, if the calling thread has it; else None."""
+        grant = self._words.grant
+        return grant.lease if grant is not None and self._words.is_mine() else None
+
+    @contextmanager
+    def repair(self) -> Iterator[Abandoned | None]:
+        """As of every owned primitive; under a lease, the repair has its deadline too."""
+        if self._leased is None:
+            with super().repair() as abandoned:
+                yield abandoned
+            return
+        words, path = self._words, self._leased
+        path.take(lambda block, timeout: words.acquire(block, timeout, repair=True))
+        try:
+            yield words.abandoned()
+        except BaseException:
+            path.leave(lambda: words.release(repaired=False, leaving=True))
+            raise
+        path.leave(lambda: words.release(repaired=True, leaving=True))
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take the lock; whether it was taken.
@@ -300,12 +398,20 @@ class Lock(_Owned):
 
     def _release_save(self) -> int:
         """Release completely, for a Condition; what ``_acquire_restore`` needs."""
-        self._words.release()
-        return 1
+        words = self._words
+        depth, words.depth = words.depth, 1
+        if self._leased is None:
+            words.release()
+        else:
+            self._leased.leave(words.release)
+        return depth
 
     def _acquire_restore(self, depth: int) -> None:
         """Take it again, for a Condition, with or without what a dead owner left; then tell, as the policy says."""
-        self._words.acquire(True, None, repair=True)
+        if self._leased is None:
+            self._words.acquire(True, None, repair=True)
+        else:
+            self._leased.take(lambda block, timeout: self._words.acquire(block, timeout, repair=True))
         self._words.depth = depth
         self._words.tell_heir()
 
@@ -323,11 +429,6 @@ class RLock(Lock):
     """
 
     _kind = at.RLOCK
-
-    def _release_save(self) -> int:
-        depth = self._words.depth
-        self._words.release()
-        return depth
 
     def __repr__(self) -> str:
         try:

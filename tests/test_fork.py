@@ -18,7 +18,7 @@ from schedules import Interrupt
 from support import PATIENCE, Child, Page, eventually
 
 import shlock
-from shlock import _sys
+from shlock import _names, _sys
 
 MADE: dict[str, Callable[[], Any]] = {
     "Lock": shlock.Lock,
@@ -400,6 +400,26 @@ def test_children_forked_while_another_thread_creates_names_can_create_them_too(
         creator.join(PATIENCE)
 
 
+def test_names_can_be_created_after_a_creator_was_killed_though_its_child_lives(domain: str) -> None:
+    """The child was forked while its parent held the creation lock, and has dropped its copy."""
+    page = Page()
+
+    def create() -> None:
+        with _names.creating(shlock.Lock("first", domain=domain)._block.arena):
+            page[0] = fork_and(lambda: (signal.pause(), None)[1])
+            signal.pause()
+
+    creator = Child(create)
+    try:
+        eventually(lambda: page[0])
+        creator.kill()
+        with shlock.Lock("second", domain=domain):
+            pass
+    finally:
+        if page[0]:
+            os.kill(page[0], signal.SIGKILL)
+
+
 def test_the_death_of_a_child_that_was_forked_inside_frees_nothing() -> None:
     lock = shlock.Lock()
     with lock:
@@ -447,3 +467,17 @@ def test_two_hundred_children_use_one_lock() -> None:
     assert page[0] == 200 * 20
     assert not lock.locked()
     assert lock.waiters == ()
+
+
+@pytest.mark.parametrize("permits", [1, 2])
+def test_a_permit_of_an_owned_semaphore_is_given_back_by_its_owner_only(permits: int) -> None:
+    semaphore = shlock.Semaphore(permits, owned=True)
+    semaphore.acquire()
+
+    def release() -> None:
+        with pytest.raises(ValueError, match="released too many times"):
+            semaphore.release()
+
+    wait_for(fork_and(release))
+    assert semaphore.get_value() == permits - 1
+    semaphore.release()

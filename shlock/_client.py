@@ -1,0 +1,359 @@
+"""A process's connection to the supervisor of a domain: asking for contracts, and presenting them again to the next one.
+
+One connection for each domain and process.  A thread waits for its end: when the supervisor dies, it connects to the next one,
+or starts it, and presents every contract again.  Between two supervisors locks go on working; only enforcement pauses.
+
+Who finds no supervisor starts one.  Of many who do so at the same time, the kernel lets one bind an address that stands for "is
+starting it"; the others go on trying to connect.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+import weakref
+from multiprocessing import spawn, util
+from typing import Any, Final
+
+from . import _ledger, _messages, _process
+from ._owned import OwnedWords, describe
+from ._sys import SYSTEM
+from .contract import Contract, Grant, Terms, prepare_to_raise, raise_for, stop_raising_for
+from .errors import ContractDenied, SupervisorError
+
+__all__ = ["Connection", "ask", "connect", "connection_to", "obtain", "renew"]
+
+START_TIMEOUT: Final = 20.0  # seconds until a supervisor must have answered
+RETRY: Final = 0.005  # seconds
+ANSWER_TIMEOUT: Final = 20.0  # seconds
+#: Errors that mean: this supervisor is gone.
+GONE: Final = (ConnectionError, BrokenPipeError, TimeoutError)
+
+_connections: dict[str, Connection] = {}
+_connecting = threading.Lock()
+
+
+class Connection:
+    """The connection of this process to the supervisor of one domain."""
+
+    def __init__(self, domain: str) -> None:
+        self.domain = domain
+        self.process = _process.current
+        self.ledger = _ledger.Ledger.create()
+        self.grants: weakref.WeakValueDictionary[int, Grant] = weakref.WeakValueDictionary()
+        self._lock = threading.RLock()
+        self._socket: socket.socket | None = None
+        self._free: list[int] = []
+        self._used = 0
+        self._arenas: set[int] = set()  # which the present supervisor has
+        self._watcher: threading.Thread | None = None
+        #: Slots whose locks are gone.  A finalizer may run anywhere, also in the middle of an exchange: it only notes them.
+        self._closing: collections.deque[int] = collections.deque()
+        SYSTEM.register_membarrier()
+
+    # -- contracts ----------------------------------------------------------------------------------------------------
+
+    def open(self, words: OwnedWords, terms: Terms) -> Grant:
+        """Ask for a contract.  Blocks for an answer; ContractDenied, SupervisorError."""
+        with self._lock:
+            self._close_unused()
+            grant = Grant(self, words, terms, self.ledger, self._take_slot())
+            try:
+                self._write(grant)
+                self._present(grant)
+            except BaseException:
+                self._return_slot(grant.number)
+                raise
+            if grant.refusal is not None:
+                self._return_slot(grant.number)
+                raise grant.refusal
+            self.grants[grant.number] = grant
+            weakref.finalize(words, self._closing.append, grant.number).atexit = False
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="shlock supervisor watch", daemon=True)
+                self._watcher.start()
+        if terms.on_terminate == "raise":
+            raise_for(grant)
+        return grant
+
+    def _close_unused(self) -> None:
+        """Give the contracts back whose locks are gone."""
+        while self._closing:
+            number = self._closing.popleft()
+            stop_raising_for(number)
+            if self._socket is not None:
+                with contextlib.suppress(*GONE, SupervisorError):
+                    self._exchange(self._socket, {"op": "close", "slot": number})
+            self._return_slot(number)
+
+    def _take_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._used == _ledger.SLOTS:
+            raise ValueError(f"this process has {_ledger.SLOTS} contracts already, which is the most that one can have")
+        self._used += 1
+        return self._used - 1
+
+    def _return_slot(self, number: int) -> None:
+        for field in (_ledger.DEADLINE, _ledger.ARENA):
+            self.ledger.view[field + number] = 0
+        self._free.append(number)
+
+    def _write(self, grant: Grant) -> None:
+        terms, words = grant.terms, grant.words
+        assert words is not None
+        block = words.block
+        for field, value in (
+            (_ledger.DEADLINE, 0),
+            (_ledger.TERMINATE, 0),
+            (_ledger.LEASE, terms.lease),
+            (_ledger.GRACE, terms.grace),
+            (_ledger.BLOCK, block.index),
+            (_ledger.RANK, terms.rank | (_ledger.RAISES if terms.on_terminate == "raise" else 0)),
+            (_ledger.ARENA, block.arena.identity),
+        ):
+            self.ledger.view[field + grant.number] = value
+
+    def _present(self, grant: Grant) -> None:
+        terms, words = grant.terms, grant.words
+        if words is None:
+            return  # its lock has just gone
+        block = words.block
+        answer = self._call(
+            {
+                "op": "open",
+                "slot": grant.number,
+                "name": block.name,
+                "arena": block.arena.identity,
+                "block": block.index,
+                "operations": list(terms.operations),
+                "lease": terms.lease,
+                "grace": terms.grace,
+                "rank": terms.rank,
+                "raise": terms.on_terminate == "raise",
+            },
+            block,
+        )
+        if answer.get("ok"):
+            grant.contract = Contract(
+                frozenset(terms.operations),
+                terms.lease / 1e9,
+                terms.grace / 1e9,
+                terms.rank,
+                terms.on_terminate,
+                str(answer["rule"]),
+            )
+            grant.refusal = None
+        else:
+            grant.refusal = ContractDenied(describe(block), str(answer.get("reason")), str(answer.get("rule")))
+
+    # -- the wire -----------------------------------------------------------------------------------------------------
+
+    def _call(self, message: dict[str, Any], block: Any = None) -> dict[str, Any]:
+        """Ask and wait for the answer; connect first, and again, while supervisors come and go."""
+        deadline = SYSTEM.monotonic() + START_TIMEOUT
+        while True:
+            if self._socket is None:
+                self._connect(deadline)
+            connection = self._socket
+            assert connection is not None
+            try:
+                if block is not None and block.arena.identity not in self._arenas:
+                    self._exchange(connection, {"op": "arena", "identity": block.arena.identity}, (block.arena.segment.fd,))
+                    self._arenas.add(block.arena.identity)
+                return self._exchange(connection, message)
+            except GONE:
+                self._disconnect(connection)
+                if SYSTEM.monotonic() > deadline:
+                    raise
+
+    def _exchange(
+        self, connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()
+    ) -> dict[str, Any]:
+        _messages.send(connection, message, descriptors)
+        data, extra = _messages.receive(connection)
+        for descriptor in extra:
+            os.close(descriptor)
+        if not data:
+            raise ConnectionResetError("the supervisor has gone")
+        answer = _messages.decode(data)
+        if answer.get("error"):
+            raise SupervisorError(self.domain, str(answer["error"]), "See 'shlock events'.")
+        return answer
+
+    def _connect(self, deadline: float) -> None:
+        connection = connect(self.domain, deadline)
+        try:
+            self._exchange(connection, {"op": "hello", "version": 1}, (self.ledger.fd,))
+        except BaseException:
+            connection.close()
+            raise
+        self._socket = connection
+        self._arenas.clear()
+        for grant in list(self.grants.values()):
+            self._present(grant)
+
+    def _disconnect(self, connection: socket.socket) -> None:
+        if self._socket is connection:
+            self._socket = None
+        connection.close()
+
+    def _watch(self) -> None:
+        """Wait for the end of the connection; then present everything to the next supervisor."""
+        while True:
+            connection = self._socket
+            if connection is not None:
+                waiting = select.poll()
+                try:
+                    waiting.register(connection, select.POLLRDHUP)
+                    waiting.poll(1000)
+                except (OSError, ValueError):
+                    pass  # somebody closed it, having noticed first
+            with self._lock:
+                self._close_unused()
+                if connection is not None and self._socket is connection:
+                    if not _has_ended(connection):
+                        continue
+                    self._disconnect(connection)
+                if not self.grants:
+                    self._watcher = None
+                    return
+                if self._socket is None:
+                    try:
+                        self._connect(SYSTEM.monotonic() + START_TIMEOUT)
+                    except (*GONE, SupervisorError):
+                        pass
+                    else:
+                        continue
+            SYSTEM.nap(RETRY)
+
+    def forget(self) -> None:
+        """In a forked child: all of it is the parent's."""
+        if self._socket is not None:
+            self._socket.close()
+        self.ledger.close()
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    waiting = select.poll()
+    waiting.register(connection, select.POLLRDHUP)
+    return bool(waiting.poll(0))
+
+
+def _forget_all() -> None:
+    global _connecting
+    _connecting = threading.Lock()
+    while _connections:
+        _connections.popitem()[1].forget()
+
+
+_process.refresh_in_child.append(_forget_all)
+
+
+def connection_to(domain: str) -> Connection:
+    """The connection of this process for a domain.  Nothing is sent yet."""
+    with _connecting:
+        connection = _connections.get(domain)
+        if connection is None:
+            connection = _connections[domain] = Connection(domain)
+        return connection
+
+
+def obtain(words: OwnedWords, domain: str, terms: Terms) -> Grant:
+    """A contract for a lock."""
+    if terms.on_terminate == "raise":
+        prepare_to_raise()
+    return connection_to(domain).open(words, terms)
+
+
+def renew(words: OwnedWords) -> Grant:
+    """A new contract on the old terms: in a forked child, or after a policy took the old one back."""
+    old: Grant = words.grant
+    grant = words.grant = obtain(words, old.connection.domain, old.terms)
+    return grant
+
+
+# -- connecting and starting ----------------------------------------------------------------------------------------------
+
+
+def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socket:
+    """A socket connected to the supervisor of a domain, which is started if there is none (and ``start``).  SupervisorError."""
+    address = _messages.address(SYSTEM.geteuid(), domain)
+    starting: socket.socket | None = None
+    try:
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.settimeout(ANSWER_TIMEOUT)
+                connection.connect(address)
+                _, uid, _ = _messages.peer(connection)
+                if uid not in (0, SYSTEM.geteuid()):
+                    raise SupervisorError(
+                        domain,
+                        f"user {uid} has taken its address",
+                        "It is none of ours: ask that user's administrator to end it.",
+                    )
+                return connection
+            except (*GONE, BlockingIOError):
+                connection.close()
+            except BaseException:
+                connection.close()
+                raise
+            if not start:
+                raise SupervisorError(domain, "none is running", "Open a leased lock, or run 'shlock supervise'.")
+            if SYSTEM.monotonic() > deadline:
+                raise SupervisorError(
+                    domain, f"none has answered for {START_TIMEOUT:.0f} s", "Run 'shlock supervise' and see what it says."
+                )
+            if starting is None:
+                starting = _claim_start(address)
+                if starting is not None:
+                    _start(domain)
+            SYSTEM.nap(RETRY)
+    finally:
+        if starting is not None:
+            starting.close()
+
+
+def _claim_start(address: str) -> socket.socket | None:
+    """The right to start the supervisor, as long as the socket is open; None if somebody else has it."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        claim.bind(f"{address}/starting")
+    except OSError:
+        claim.close()
+        return None
+    return claim
+
+
+def _start(domain: str) -> None:
+    """Start the supervisor of a domain in the background: no child of ours once this returns."""
+    executable = os.fsdecode(spawn.get_executable() or sys.executable)
+    program = (
+        f"import os, sys\nif os.fork(): os._exit(0)\nos.setsid(); sys.path[:] = {sys.path!r}\n"
+        f"from shlock.supervisor.server import run_embedded\nrun_embedded({domain!r})"
+    )
+    pid = util.spawnv_passfds(os.fsencode(executable), [executable, "-c", program], [])
+    with contextlib.suppress(ChildProcessError):  # somebody reaps all children
+        os.waitpid(pid, 0)
+
+
+def ask(domain: str, message: dict[str, Any]) -> dict[str, Any]:
+    """Ask the running supervisor of a domain something that needs no contract.  SupervisorError if none is running."""
+    connection = connect(domain, 0.0, start=False)
+    with connection:
+        _messages.send(connection, message)
+        data, extra = _messages.receive(connection)
+    for descriptor in extra:
+        os.close(descriptor)
+    if not data:
+        raise SupervisorError(domain, "it ended the connection", "Try again.")
+    answer = _messages.decode(data)
+    if answer.get("error"):
+        raise SupervisorError(domain, str(answer["error"]), "See 'shlock events'.")
+    return answer

@@ -1,0 +1,121 @@
+"""A process's own record of what it holds under contracts, in memory that only it and the supervisor can write.
+
+Words in a segment are written by everybody who uses it; they are claims.  A *ledger* is a memory file that a client makes,
+seals against truncation and hands to its supervisor.  The supervisor kills a process only if its own ledger says that it is
+inside.
+
+One slot for each contract, an array for each field, so that one slice tells which of a thousand holds there are::
+
+    header     16 words   magic, version, identity of the owner
+    DEADLINE   monotonic ns at which the lease of the present hold ends; 0 = not inside, 1 = not inside any more   by the client
+    TERMINATE  the deadline of the hold that is asked to leave                               by the supervisor
+    LEASE      ns                                                                            by the client
+    GRACE      ns                                                                            by the client
+    ARENA      identity of the arena of the control block; 0 = free                          by the client
+    BLOCK      index of the control block                                                    by the client
+    RANK       rank, and 1 << 32 for LeaseExpired in the main thread at the deadline         by the client
+    SITE       128 bytes of text: where in its program it took the lock, if asked for        by the client
+
+A slot belongs to one contract of one process; DEADLINE is written by the thread that holds the lock.  The ledger outlives every
+supervisor: what the next one has to know of a contract stands here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import stat
+from typing import Final
+
+from . import _process
+from ._atomic import Words
+from ._layout import WORD
+
+__all__ = ["ARENA", "BLOCK", "DEADLINE", "GRACE", "LEASE", "NAME", "RANK", "SLOTS", "TERMINATE", "Ledger"]
+
+MAGIC: Final = int.from_bytes(b"shlkledg", "little")
+VERSION: Final = 1
+SLOTS: Final = 32768  # contracts of one process
+HEADER: Final = 16  # words
+FIELDS: Final = 7
+DEADLINE, TERMINATE, LEASE, GRACE, ARENA, BLOCK, RANK = (HEADER + field * SLOTS for field in range(FIELDS))
+LEFT: Final = 1  # in DEADLINE
+RAISES: Final = 1 << 32  # in RANK
+SITE_BYTES: Final = 128
+SITES: Final = (HEADER + FIELDS * SLOTS) * WORD  # bytes
+SIZE: Final = -(-(SITES + SLOTS * SITE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+NAME: Final = "shlock-ledger"
+
+
+class Ledger:
+    """One mapping of a ledger: ``words``, ``view`` their memoryview, ``owner`` the identity that its header names."""
+
+    __slots__ = ("_mmap", "fd", "memory", "view", "words")
+
+    def __init__(self, fd: int, *, read_only: bool = False) -> None:
+        self.fd = fd
+        self._mmap = mmap.mmap(fd, SIZE, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
+        self.memory = memoryview(self._mmap)
+        self.words = Words(self.memory)
+        self.view = self.words.view
+
+    @classmethod
+    def create(cls) -> Ledger:
+        """The ledger of this process.  Untouched pages take no memory."""
+        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, SIZE)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            ledger = cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        for place, value in ((0, MAGIC), (1, VERSION), (2, _process.current.word)):
+            ledger.view[place] = value
+        return ledger
+
+    @classmethod
+    def over(cls, fd: int, *, read_only: bool = False) -> Ledger:
+        """A ledger that a client handed over, checked: its maker cannot pull it away.  ValueError says what is wrong."""
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size != SIZE:
+            raise ValueError(f"a ledger has {SIZE} bytes, this has {facts.st_size}")
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:
+            seals = 0
+        if seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE) != fcntl.F_SEAL_SHRINK:
+            raise ValueError("a ledger must be sealed against shrinking, and writable")
+        ledger = cls(fd, read_only=read_only)
+        if (ledger.view[0], ledger.view[1]) != (MAGIC, VERSION):
+            ledger.close()
+            raise ValueError("it is no ledger of this version")
+        return ledger
+
+    @property
+    def owner(self) -> int:
+        return self.view[2]
+
+    def site(self, slot: int) -> str | None:
+        """Where the holder took the lock, if it recorded that."""
+        first = SITES + slot * SITE_BYTES
+        text = bytes(self.memory[first : first + SITE_BYTES]).split(b"\0")[0]
+        return text.decode("utf-8", "replace") or None
+
+    def write_site(self, slot: int, text: str) -> None:
+        first = SITES + slot * SITE_BYTES
+        self.memory[first : first + SITE_BYTES] = text.encode("utf-8", "replace")[-SITE_BYTES + 1 :].ljust(SITE_BYTES, b"\0")
+
+    def close(self) -> None:
+        """Let go of mapping and descriptor; views that are still out keep the memory."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            try:
+                self.view.release()
+                self.memory.release()
+                self._mmap.close()
+            except BufferError:
+                pass
+            os.close(fd)

@@ -1,0 +1,80 @@
+"""What a client and its supervisor say to each other: JSON objects of bounded size, one a packet, over a Unix socket.
+
+The socket has an abstract address, which the kernel gives to one process at a time and takes back when that one dies: there is
+one supervisor for a domain, and never a stale file.  Whoever connects is known by the kernel's word (``SO_PEERCRED``); nothing
+that it says of itself is believed.  Descriptors travel beside a message.  Never pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import struct
+from typing import Any, Final
+
+__all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "peer", "receive", "send"]
+
+MOST_BYTES: Final = 16384  # of one message
+MOST_DESCRIPTORS: Final = 4
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+_SO_PEERPIDFD: Final = 77  # Linux 6.5
+
+
+class MessageError(ValueError):
+    """What came is no message: too long, no JSON object, or not in UTF-8."""
+
+
+def address(user: int, domain: str) -> str:
+    """The abstract address of the supervisor of a domain.  ``user`` is the one whom it serves."""
+    return f"\0shlock/{user}/{hashlib.blake2b(domain.encode(), digest_size=16).hexdigest()}"
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    data = json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    if len(data) > MOST_BYTES:
+        raise MessageError(f"a message of {len(data)} bytes is longer than {MOST_BYTES}")
+    return data
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    if len(data) > MOST_BYTES:
+        raise MessageError(f"a message is longer than {MOST_BYTES} bytes")
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"a message is no JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise MessageError("a message must be a JSON object")
+    return message
+
+
+def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    """Send one message.  Blocks as the socket does; BrokenPipeError, ConnectionResetError if nobody listens any more."""
+    socket.send_fds(connection, [encode(message)], list(descriptors), socket.MSG_NOSIGNAL)
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and the descriptors beside it, which the caller has to close.  Empty at the end of the connection."""
+    data, descriptors, flags, _ = socket.recv_fds(connection, MOST_BYTES + 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise MessageError("a message or its descriptors are too many for one packet")
+    return data, list(descriptors)
+
+
+def peer(connection: socket.socket) -> tuple[int, int, int]:
+    """Process number, user and group of who made the connection, as the kernel says."""
+    pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid, gid
+
+
+def peer_pidfd(connection: socket.socket) -> int | None:
+    """A descriptor of the process that made the connection; None if the kernel can't tell, or it is gone."""
+    try:
+        descriptor: int = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return None
+    return descriptor

@@ -1,0 +1,1 @@
+"""The supervisor: grants contracts on named locks and enforces them."""

@@ -1,0 +1,529 @@
+"""The supervisor's process: one loop over a socket, a timer, and the pidfds of its clients.
+
+It sleeps until somebody says something, a client dies, or the next look is due: at the earliest deadline seen, or one shortest
+lease after the last look, whichever comes first.  So an idle one costs next to nothing, and no overrun ends unseen.
+
+Nothing that a client sends is believed but what it wishes: who it is, the kernel says (``SO_PEERCRED``), and its pidfd is
+opened then and there.  A client that sends garbage, too much or too slowly loses its connection, and nobody else notices.
+
+    # killed after                      what is left                      repaired by
+    # S-G1 contract decided, not added  the client waits for an answer    its connection ends: it asks the next supervisor
+    # S-G2 added, not answered          the same                          the same; the slot in its ledger is its own
+    # S-A  address bound, not adopted   holders without a watcher         the next supervisor binds the address, and adopts
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from .. import _layout as at
+from .. import _ledger, _messages, _names, _process
+from .._arena import Arena
+from .._segment import Segment
+from .._sys import SYSTEM, crash_points
+from ..errors import SegmentError
+from .leases import NEVER, Terms
+from .policy import Policy, Request, default
+from .watch import Client, Supervised, Watch, name_of
+
+__all__ = ["Server", "run_embedded"]
+
+log = logging.getLogger("shlock.supervisor")
+
+LINGER: Final = 1.0  # seconds that an embedded supervisor stays after its last client
+MOST_CONNECTIONS: Final = 4096
+MOST_EVENTS: Final = 10_000
+EVENTS_AT_ONCE: Final = 40
+CONTRACTS_AT_ONCE: Final = 30
+BACKLOG: Final = 1024
+
+
+class _Refused(Exception):
+    """What is wrong with a message, in words for its sender."""
+
+
+class Session:
+    """One connection, and what is known of who is at its other end."""
+
+    def __init__(self, connection: socket.socket, pid: int, user: int, group: int, pidfd: int, word: int) -> None:
+        self.socket = connection
+        self.pid = pid
+        self.user = user
+        self.group = group
+        self.pidfd = pidfd
+        self.word = word
+        self.client: Client | None = None
+        self.arenas: dict[int, Arena] = {}
+        self.follows: int | None = None  # waits for the event after this one
+
+
+class Server:
+    """The supervisor of one domain.  OSError (EADDRINUSE) if there is one."""
+
+    def __init__(self, domain: str, policy: Policy | None = None, *, linger: float | None = None) -> None:
+        self.domain = domain
+        self.policy = policy if policy is not None else default()
+        self.linger = linger
+        self.watch = Watch(self.emit)
+        self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=MOST_EVENTS)
+        self._event_number = 0
+        self._sessions: dict[socket.socket, Session] = {}
+        self._arenas: dict[int, Arena] = {}
+        self._selector = selectors.EpollSelector()
+        self._timer = SYSTEM.timer()
+        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stop = False
+        self._requests: collections.deque[Callable[[], None]] = collections.deque()
+        self._idle_since = SYSTEM.monotonic_ns()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._listener.bind(_messages.address(SYSTEM.geteuid(), domain))
+            if crash_points:
+                crash_points[0]("S-A address bound")
+            self._adopt_domain()
+            self._listener.listen(BACKLOG)
+        except BaseException:
+            self._close_all()
+            raise
+        self._listener.setblocking(False)
+        for descriptor, handler in ((self._listener, self._accept), (self._timer, self._tick), (self._wake, self._drain)):
+            self._selector.register(descriptor, selectors.EVENT_READ, handler)
+        self.emit("started", pid=os.getpid(), reason=f"domain {domain}")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, on_turn: Callable[[], None] | None = None, longest_sleep: float | None = None) -> None:
+        """Serve until ``stop``, or, with ``linger``, until nobody has used it for so long."""
+        try:
+            while not self._stop:
+                due = self.watch.look()
+                if self.linger is not None:
+                    if self._is_idle():
+                        gone = self._idle_since + int(self.linger * 1e9)
+                        if SYSTEM.monotonic_ns() >= gone:
+                            break
+                        due = min(due, gone)
+                    else:
+                        self._idle_since = SYSTEM.monotonic_ns()
+                if due != NEVER:
+                    SYSTEM.set_timer(self._timer, due)
+                for key, _ in self._selector.select(longest_sleep):
+                    key.data()
+                while self._requests:
+                    self._requests.popleft()()
+                if on_turn is not None:
+                    on_turn()
+        finally:
+            self.emit("stopped", pid=os.getpid(), reason="asked to" if self._stop else "nobody uses it")
+            self._close_all()
+
+    def stop(self) -> None:
+        """End ``run``.  From any thread, and from signal handlers."""
+        self._stop = True
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._woken, b"s")
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Have the loop's thread call something, and wait for its result.  From other threads."""
+        done = threading.Event()
+        result: list[Any] = []
+
+        def request() -> None:
+            try:
+                result.append((function(), None))
+            except Exception as error:
+                result.append((None, error))
+            done.set()
+
+        self._requests.append(request)
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._woken, b"c")
+        done.wait()
+        value, error = result[0]
+        if error is not None:
+            raise error
+        return value
+
+    def _is_idle(self) -> bool:
+        return not self._sessions and not any(c.owns() for c in self.watch.all())
+
+    def _tick(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._timer, 8)
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+
+    def _close_all(self) -> None:
+        self._listener.close()
+        for session in list(self._sessions.values()):
+            self._drop(session)
+        for client in list(self.watch.clients.values()):
+            client.close()
+        self.watch.clients.clear()
+        self._selector.close()
+        for descriptor in (self._timer, self._wake, self._woken):
+            os.close(descriptor)
+        for arena in self._arenas.values():
+            arena.segment.close()
+        self._arenas.clear()
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def emit(self, kind: str, *, contract: Supervised | None = None, **facts: Any) -> None:
+        """Note an event: for ``shlock events``, and for logging."""
+        self._event_number += 1
+        event: dict[str, Any] = {"number": self._event_number, "time": SYSTEM.time_ns() / 1e9, "event": kind}
+        if contract is not None:
+            event |= {"lock": contract.name, "block": contract.block, "pid": contract.client.pid}
+        event |= facts
+        self.events.append(event)
+        log.info("%s %s", kind, {key: value for key, value in event.items() if key not in ("event", "time")})
+        for session in [session for session in self._sessions.values() if session.follows is not None]:
+            self._answer(session, self._events_after(session.follows or 0))
+            session.follows = None
+
+    def _events_after(self, number: int) -> dict[str, Any]:
+        """The next events, as many as fit into one message."""
+        found = [event for event in self.events if event["number"] > number][:EVENTS_AT_ONCE]
+        return {"ok": True, "events": found}
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # no descriptors left, or it has gone already
+                log.warning("a connection was refused: %s", error)
+                return
+            session = self._admit(connection)
+            if session is None:
+                connection.close()
+                continue
+            connection.setblocking(False)
+            self._sessions[connection] = session
+            self._selector.register(connection, selectors.EVENT_READ, lambda session=session: self._hear(session))
+
+    def _admit(self, connection: socket.socket) -> Session | None:
+        """Who it is, as the kernel says.  None: we don't serve it."""
+        pid, user, group = _messages.peer(connection)
+        if user not in (0, SYSTEM.geteuid()):
+            self.emit("refused", pid=pid, reason=f"user {user} is not the one that this supervisor serves")
+            return None
+        if len(self._sessions) >= MOST_CONNECTIONS:
+            self.emit("refused", pid=pid, reason=f"{MOST_CONNECTIONS} connections are open")
+            return None
+        pidfd = _messages.peer_pidfd(connection)
+        if pidfd is None:
+            pidfd = SYSTEM.pidfd_open(pid) if pid else None
+        if pidfd is None:
+            return None
+        birth = SYSTEM.birth(pid)
+        if birth is None or SYSTEM.is_readable(pidfd):
+            SYSTEM.close(pidfd)
+            return None
+        return Session(connection, pid, user, group, pidfd, _process.make_word(pid, birth))
+
+    def _drop(self, session: Session) -> None:
+        """End a connection.  Its client stays watched as long as its process lives: it may hold something."""
+        if self._sessions.pop(session.socket, None) is None:
+            return
+        self._selector.unregister(session.socket)
+        session.socket.close()
+        client = session.client
+        if client is None:
+            SYSTEM.close(session.pidfd)
+        elif not client.contracts and self.watch.clients.get(client.word) is client:
+            self._forget(client)
+
+    def _forget(self, client: Client) -> None:
+        self._selector.unregister(client.pidfd)
+        del self.watch.clients[client.word]
+        client.close()
+
+    def _hear(self, session: Session) -> None:
+        while session.socket in self._sessions:
+            try:
+                data, descriptors = _messages.receive(session.socket)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError) as error:
+                self.emit("refused", pid=session.pid, reason=str(error))
+                self._drop(session)
+                return
+            try:
+                if not data:
+                    self._drop(session)
+                    return
+                answer = self._serve(session, _messages.decode(data), descriptors)
+                if answer is not None:
+                    self._answer(session, answer)
+            except _Refused as error:
+                self.emit("refused", pid=session.pid, reason=str(error))
+                self._answer(session, {"error": str(error)})
+            except (_messages.MessageError, OSError, ValueError) as error:
+                self.emit("refused", pid=session.pid, reason=str(error))
+                self._drop(session)
+            finally:
+                for descriptor in descriptors:
+                    SYSTEM.close(descriptor)
+
+    def _answer(self, session: Session, answer: dict[str, Any]) -> None:
+        try:
+            _messages.send(session.socket, answer)
+        except (OSError, _messages.MessageError):  # it does not read, or has gone
+            self._drop(session)
+
+    # -- what clients may say -------------------------------------------------------------------------------------------
+
+    def _serve(self, session: Session, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
+        operation = message.get("op")
+        if operation == "hello":
+            return self._hello(session, message, descriptors)
+        if operation == "arena":
+            return self._show_arena(session, message, descriptors)
+        if operation == "open":
+            return self._open(session, message)
+        if operation == "close":
+            client = _client_of(session)
+            slot = _number(message, "slot", _ledger.SLOTS - 1)
+            if slot in client.contracts and not client.contracts[slot].owns():
+                self.watch.remove(client, slot)
+            return {"ok": True}
+        if operation == "contracts":
+            return self._contracts_from(_number(message, "from", 1 << 40))
+        if operation == "events":
+            after = _number(message, "after", 1 << 60)
+            answer = self._events_after(after)
+            if message.get("wait") and not answer["events"]:
+                session.follows = after
+                return None
+            return answer
+        if operation in ("revoke", "kill"):
+            name = message.get("name")
+            if not isinstance(name, str):
+                raise _Refused(f"{operation} needs the name of a lock")
+            return {"ok": True, "holders": self.end_hold(name, at_once=operation == "kill")}
+        raise _Refused("no such operation")
+
+    def _hello(self, session: Session, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        if message.get("version") != 1:
+            raise _Refused("another version of shlock: end its processes first")
+        if session.client is not None or len(descriptors) != 1:
+            raise _Refused("hello comes once, with one ledger")
+        try:
+            ledger = _ledger.Ledger.over(os.dup(descriptors[0]))
+        except (OSError, ValueError) as error:
+            raise _Refused(str(error)) from None
+        earlier = self.watch.clients.get(session.word)
+        if earlier is not None:  # the same process again, or one that we adopted
+            self._forget(earlier)
+        client = session.client = Client(session.word, session.pidfd, ledger, session.user)
+        self.watch.clients[client.word] = client
+        self._selector.register(client.pidfd, selectors.EVENT_READ, lambda: self._bury(client))
+        return {"ok": True, "pid": os.getpid()}
+
+    def _bury(self, client: Client) -> None:
+        self._selector.unregister(client.pidfd)
+        self.watch.bury(client)
+        for session in [session for session in self._sessions.values() if session.client is client]:
+            self._drop(session)
+
+    def _show_arena(self, session: Session, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        _client_of(session)
+        identity = _number(message, "identity", at.WORD_MASK)
+        if len(descriptors) != 1:
+            raise _Refused("an arena comes as one descriptor")
+        arena = self._arenas.get(identity)
+        if arena is None:
+            try:
+                arena = Arena.over(Segment(os.dup(descriptors[0])))
+            except (OSError, ValueError, SegmentError) as error:
+                raise _Refused(f"this is no arena: {error}") from None
+            if arena.identity != identity:
+                arena.segment.close()
+                raise _Refused("this is another arena than it is said to be")
+            self._arenas[identity] = arena
+        session.arenas[identity] = arena
+        return {"ok": True}
+
+    def _open(self, session: Session, message: dict[str, Any]) -> dict[str, Any]:
+        client = _client_of(session)
+        slot = _number(message, "slot", _ledger.SLOTS - 1)
+        arena = session.arenas.get(_number(message, "arena", at.WORD_MASK))
+        if arena is None:
+            raise _Refused("this arena was not shown")
+        block = _number(message, "block", arena.layout.blocks - 1)
+        lease, grace = _number(message, "lease", NEVER), _number(message, "grace", NEVER)
+        rank = _number(message, "rank", (1 << 31) - 1)
+        operations = message.get("operations")
+        if not isinstance(operations, list) or not all(isinstance(operation, str) for operation in operations):
+            raise _Refused("operations must be a list of names")
+        name = name_of(arena, block)
+        request = Request(
+            user_id=session.user, user_names=frozenset(_user_names(session.user)), group_ids=frozenset({session.group}),
+            group_names=frozenset(), is_self=session.user == SYSTEM.geteuid(), domain=self.domain, name=name,
+            operations=frozenset(operations), lease=lease / 1e9, grace=grace / 1e9, rank=rank,
+        )  # fmt: skip
+        held = self.watch.count(session.user) - (slot in client.contracts)
+        try:
+            decision = self.policy.decide(request, contracts_held=held)
+        except (TypeError, ValueError) as error:
+            raise _Refused(str(error)) from None
+        if not decision.allowed:
+            self.emit("denied", pid=session.pid, lock=name, block=block, reason=decision.reason, rule=decision.decider)
+            return {"ok": False, "reason": decision.reason, "rule": decision.rule}
+        if crash_points:
+            crash_points[0]("S-G1 decided, not added")
+        contract = Supervised(
+            client, slot, arena, block, Terms(lease, grace), name=name, rank=rank, raises=bool(message.get("raise")),
+            rule=decision.rule, adopted_at=SYSTEM.monotonic_ns(),
+        )  # fmt: skip
+        self.watch.add(contract)
+        if contract.owns() and contract.view[contract.place] & at.TAKEN == at.TAKEN:
+            self.watch.settle(contract)  # another supervisor was at T1
+        if crash_points:
+            crash_points[0]("S-G2 added, not answered")
+        self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
+        return {"ok": True, "rule": decision.rule}
+
+    def _contracts_from(self, first: int) -> dict[str, Any]:
+        everything = self.contracts()
+        return {"ok": True, "contracts": everything[first : first + CONTRACTS_AT_ONCE], "all": len(everything)}
+
+    # -- for the program around it --------------------------------------------------------------------------------------
+
+    def contracts(self) -> list[dict[str, Any]]:
+        """Every contract, and what its holder does with it now.  Times in seconds."""
+        now = SYSTEM.monotonic_ns()
+        found = []
+        for contract in self.watch.all():
+            inside = contract.owns() and contract.deadline > _ledger.LEFT
+            terms = contract.watched.terms
+            found.append(
+                {
+                    "lock": contract.name,
+                    "block": contract.block,
+                    "pid": contract.client.pid,
+                    "user": contract.client.user,
+                    "lease": terms.lease / 1e9,
+                    "grace": terms.grace / 1e9,
+                    "rank": contract.rank,
+                    "rule": contract.rule,
+                    "holds": inside,
+                    "token": contract.token if inside else None,
+                    "remaining": (contract.deadline - now) / 1e9 if inside else None,
+                    "site": contract.client.ledger.site(contract.slot) if inside else None,
+                }
+            )
+        return found
+
+    def end_hold(self, name: str, *, at_once: bool) -> list[int]:
+        """End the present hold of a lock: its holder is asked to leave and has its grace, or dies at once.  Who that is."""
+        holders = []
+        for contract in self.watch.all():
+            if contract.name != name or not contract.owns() or contract.deadline <= _ledger.LEFT:
+                continue
+            if at_once:
+                if self.watch.kill(contract, at.KILLED):
+                    holders.append(contract.client.pid)
+            else:
+                self.watch.look()  # so that the hold has been seen
+                contract.watched.revoke(SYSTEM.monotonic_ns())
+                holders.append(contract.client.pid)
+        return holders
+
+    # -- adoption -----------------------------------------------------------------------------------------------------
+
+    def _adopt_domain(self) -> None:
+        """Take over what stands in the segments of the domain: holders that will not, or cannot, come to us by themselves."""
+        for arena in _named_arenas(self.domain):
+            self._arenas[arena.identity] = arena
+            for owner in sorted(_leased_owners(arena)):
+                client = self.watch.adopt(arena, owner)
+                if client is None or not client.contracts:
+                    continue
+                self._selector.register(client.pidfd, selectors.EVENT_READ, lambda client=client: self._bury(client))
+                for contract in client.contracts.values():
+                    if contract.owns() and contract.view[contract.place] & at.TAKEN == at.TAKEN:
+                        self.watch.settle(contract)
+                self.emit("adopted", pid=client.pid, reason=f"{len(client.contracts)} contracts in its ledger")
+
+
+def _named_arenas(domain: str) -> Iterator[Arena]:
+    position = 0
+    while True:
+        try:
+            segment = Segment.attach(_names.segment_name(domain, position))
+            if segment is None:
+                return
+            yield Arena.over(segment)
+        except (OSError, SegmentError) as error:
+            log.warning("a segment of domain %r cannot be adopted: %s", domain, error)
+            return
+        position += 1
+
+
+def _leased_owners(arena: Arena) -> set[int]:
+    """The owner words of the leased locks of an arena."""
+    layout, load = arena.layout, arena.words.load
+    return {
+        owner
+        for start in (layout.block(index) for index in range(layout.blocks))
+        if load(start + at.BLOCK_KIND) & at.LEASED and (owner := load(start + at.BLOCK_WORD) & at.OWNER)
+    }
+
+
+def _client_of(session: Session) -> Client:
+    if session.client is None:
+        raise _Refused("hello comes first")
+    return session.client
+
+
+def _number(message: dict[str, Any], key: str, most: int) -> int:
+    value = message.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise _Refused(f"{key} must be a whole number from 0 to {most}")
+    return value
+
+
+def _user_names(user: int) -> list[str]:
+    import pwd
+
+    try:
+        return [pwd.getpwuid(user).pw_name]
+    except KeyError:
+        return []
+
+
+# -- ways to run it -------------------------------------------------------------------------------------------------------
+
+
+def run_embedded(domain: str) -> None:
+    """The supervisor that the first leased lock of a domain starts: until its last client is gone.  Nothing if there is one."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.chdir("/")
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    logging.lastResort = None
+    try:
+        server = Server(domain, linger=LINGER)
+    except OSError:
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
+    server.run()

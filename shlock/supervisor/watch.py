@@ -1,0 +1,360 @@
+"""What the supervisor does to locks and their holders: look, terminate, kill, take away, pass on.
+
+    # K   W names P, and P's ledger says that it is inside
+    #     K1 deadline: TERMINATE := deadline; a signal too if the contract says so
+    #     K2 deadline + grace: membarrier, look again; changed: nothing
+    #     K3 SENTENCE := P | reason     K4 SIGKILL through the pidfd     K5 the pidfd is readable     K6 pass on
+    # T   W names P, and P's ledger has not said for a lease that it is inside: P stalls after E1, or after X1
+    #     T1 CAS(W: w -> w|TAKEN)    T2 membarrier
+    #     T3 still not inside: CAS(w -> DIED of w, or 0 after LEFT), wake one.  inside: CAS(w -> w without TAKEN), K applies
+    # D   P's pidfd is readable.  W names P: note who died, CAS(w -> DIED); reap its spots; wake one
+    #
+    # S1  never two inside: W leaves P by P's own exchange, by T3, whose TAKEN P's E3 sees, or after P's pidfd read dead
+    # S2  nobody is killed whose hold ended in time: K2's membarrier brings out every X1 that was made before
+    # S3  P is killed through the pidfd that was opened when it got its contract, only if its own ledger says it is inside
+    # S4  a waiter that polls may be faster in D: both make an exchange from the dead owner's word, and one wins
+    #
+    # killed after   what stands there            repaired by
+    # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
+    # S-K4           P dies                       the waiters' poll, or the next supervisor's D
+    # S-T1           P|TAKEN                      P's own E3 or X2, or the next supervisor: T2, T3 at once
+    # S-D            DIED, nobody woken           a waiter's poll
+
+E0 to X3 are the holder's steps (``contract.py``).  Words in segments are claims: what is read here is bounded, and decides
+about a lock, never alone about a process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from .. import _layout as at
+from .. import _ledger, _process
+from .._arena import Arena
+from .._parking import parking_of
+from .._sys import SYSTEM, crash_points
+from ..contract import EXPIRY_SIGNAL
+from .leases import NEVER, Terms, Verdict, Watched
+
+__all__ = ["Client", "Supervised", "Watch"]
+
+log = logging.getLogger("shlock.supervisor")
+
+Emit = Callable[..., None]
+
+
+class Client:
+    """A process that has contracts: its identity, its pidfd, its ledger."""
+
+    def __init__(self, word: int, pidfd: int, ledger: _ledger.Ledger, user: int) -> None:
+        self.word = word
+        self.pid = _process.pid_of(word)
+        self.pidfd = pidfd
+        self.ledger = ledger
+        self.user = user
+        self.contracts: dict[int, Supervised] = {}  # by slot
+        self.sentenced = False
+
+    @property
+    def may_be_killed(self) -> bool:
+        return self.pid != 1 and self.word != _process.current.word
+
+    def close(self) -> None:
+        SYSTEM.close(self.pidfd)
+        self.ledger.close()
+
+
+class Supervised:
+    """One contract: whose, for which lock, and what has been seen of it."""
+
+    __slots__ = (
+        "arena",
+        "block",
+        "client",
+        "granted_at",
+        "name",
+        "place",
+        "raises",
+        "rank",
+        "rule",
+        "slot",
+        "start",
+        "view",
+        "watched",
+    )
+
+    def __init__(
+        self, client: Client, slot: int, arena: Arena, block: int, terms: Terms, *,
+        name: str | None, rank: int, raises: bool, rule: str, adopted_at: int,
+    ) -> None:  # fmt: skip
+        self.client = client
+        self.slot = slot
+        self.arena = arena
+        self.block = block
+        self.name = name
+        self.rank = rank
+        self.raises = raises
+        self.rule = rule
+        self.start = arena.layout.block(block)
+        self.place = self.start + at.BLOCK_WORD
+        self.view = arena.words.view
+        self.watched = Watched(terms, adopted_at)
+        self.granted_at = SYSTEM.time_ns()
+
+    @property
+    def text(self) -> str:
+        return repr(self.name) if self.name is not None else f"block {self.block} of arena {self.arena.identity:016x}"
+
+    def owns(self) -> bool:
+        return self.view[self.place] & at.OWNER == self.client.word
+
+    @property
+    def deadline(self) -> int:
+        return self.client.ledger.view[_ledger.DEADLINE + self.slot]
+
+    @property
+    def token(self) -> int:
+        return self.view[self.start + at.BLOCK_TOKEN]
+
+
+class Watch:
+    """All contracts of one supervisor."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.clients: dict[int, Client] = {}  # by identity word
+        self._emit = emit
+        self._shortest = NEVER  # the shortest lease that was granted
+
+    # -- contracts ----------------------------------------------------------------------------------------------------
+
+    def add(self, contract: Supervised) -> None:
+        """Watch one more contract, instead of an earlier one in the same slot."""
+        contract.client.contracts[contract.slot] = contract
+        self._shortest = min(self._shortest, contract.watched.terms.lease)
+
+    def remove(self, client: Client, slot: int) -> None:
+        client.contracts.pop(slot, None)
+        if not any(client.contracts for client in self.clients.values()):
+            self._shortest = NEVER
+
+    def count(self, user: int) -> int:
+        return sum(len(client.contracts) for client in self.clients.values() if client.user == user)
+
+    def all(self) -> list[Supervised]:
+        return [contract for client in self.clients.values() for contract in client.contracts.values()]
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def look(self) -> int:
+        """Do what is due; when to look again, in monotonic nanoseconds."""
+        now = SYSTEM.monotonic_ns()
+        due = now + self._shortest if self._shortest != NEVER else NEVER
+        owner_bits, first = at.OWNER, _ledger.DEADLINE
+        for client in list(self.clients.values()):
+            word, ledger = client.word, client.ledger.view
+            for slot, contract in list(client.contracts.items()):
+                watched = contract.watched
+                if contract.view[contract.place] & owner_bits != word:
+                    if watched.is_seen:
+                        watched.look(now, owns=False, deadline=0, token=0)
+                    continue
+                if client.sentenced:
+                    continue
+                verdict, again = watched.look(now, owns=True, deadline=ledger[first + slot], token=contract.token)
+                if again < due:
+                    due = again
+                if verdict is not Verdict.NOTHING:
+                    self._act(contract, verdict)
+        return due
+
+    def _act(self, contract: Supervised, verdict: Verdict) -> None:
+        if verdict is Verdict.TERMINATE:
+            self.terminate(contract, "lease over")
+        elif verdict is Verdict.KILL:
+            self._kill_if_still_due(contract, at.LEASE_REVOKED if contract.watched.is_revoked else at.LEASE_OVERRUN)
+        elif verdict is Verdict.TAKE_AWAY:
+            self.take_away(contract)
+
+    def terminate(self, contract: Supervised, reason: str) -> None:
+        """K1: ask the holder to leave."""
+        client, deadline = contract.client, contract.deadline
+        if deadline <= _ledger.LEFT:
+            return
+        if crash_points:
+            crash_points[0]("S-K1 before the terminate call")
+        client.ledger.view[_ledger.TERMINATE + contract.slot] = deadline
+        if contract.raises and client.may_be_killed:
+            SYSTEM.send_signal(client.pidfd, EXPIRY_SIGNAL)
+        if crash_points:
+            crash_points[0]("S-K1 terminate call made")
+        self._emit("terminate", contract=contract, token=contract.token, reason=reason)
+
+    def _kill_if_still_due(self, contract: Supervised, reason: int) -> None:
+        deadline = contract.deadline
+        SYSTEM.membarrier()  # K2
+        if contract.owns() and contract.deadline == deadline:
+            self.kill(contract, reason)
+
+    def kill(self, contract: Supervised, reason: int) -> bool:
+        """K3, K4: end the holder.  False if it must not or cannot be."""
+        client = contract.client
+        if not client.may_be_killed:
+            client.sentenced = True
+            self._emit("spared", contract=contract, token=contract.token, reason="it is the supervisor's own process")
+            return False
+        if crash_points:
+            crash_points[0]("S-K3 before the sentence")
+        contract.view[contract.start + at.BLOCK_SENTENCE] = client.word | reason
+        if crash_points:
+            crash_points[0]("S-K3 sentence written")
+        client.sentenced = True
+        sent = SYSTEM.send_signal(client.pidfd, signal.SIGKILL)
+        if crash_points:
+            crash_points[0]("S-K4 killed")
+        self._emit("killed", contract=contract, token=contract.token, reason=at.REASONS[reason])
+        return sent
+
+    def take_away(self, contract: Supervised) -> None:
+        """T: from a process that stalls before it is inside, or after it was."""
+        if crash_points:
+            crash_points[0]("S-T1 before TAKEN")
+        while contract.owns():
+            w = contract.view[contract.place]
+            if w & at.TAKEN == at.TAKEN or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN):
+                break
+        if crash_points:
+            crash_points[0]("S-T1 TAKEN")
+        self.settle(contract)
+
+    def settle(self, contract: Supervised) -> None:
+        """T2, T3: who gets a lock with TAKEN."""
+        SYSTEM.membarrier()
+        words, place = contract.arena.words, contract.place
+        while True:
+            w = contract.view[place]
+            if w & at.OWNER != contract.client.word or w & at.TAKEN != at.TAKEN:
+                return  # it has reclaimed or released it, or died and has an heir
+            deadline = contract.deadline
+            if deadline > _ledger.LEFT:
+                after = w & ~at.TAKEN
+            else:
+                after = w & at.DIED if deadline != _ledger.LEFT or self._is_poison(contract) else 0
+            if words.compare_exchange(place, w, after):
+                break
+        if crash_points:
+            crash_points[0]("S-T3 settled, nobody woken")
+        if not after & at.OWNER:
+            parking_of(contract.arena).unpark_one(contract.block)
+            self._emit("taken away", contract=contract, token=contract.token, reason="stalled at the door")
+
+    @staticmethod
+    def _is_poison(contract: Supervised) -> bool:
+        kind_word = contract.view[contract.start + at.BLOCK_KIND]
+        return (kind_word & at.POLICY) >> at.POLICY_SHIFT == at.POLICIES.index("poison")
+
+    # -- the dead -----------------------------------------------------------------------------------------------------
+
+    def bury(self, client: Client) -> None:
+        """D, K6: the pidfd of a client is readable: pass on what it held, and forget it."""
+        for contract in client.contracts.values():
+            try:
+                self._pass_on(contract)
+            except Exception:  # one damaged segment must not keep the others' locks
+                log.exception("passing on %s", contract.text)
+        if self.clients.get(client.word) is client:
+            del self.clients[client.word]
+        client.contracts.clear()
+        client.close()
+
+    def _pass_on(self, contract: Supervised) -> None:
+        view, start, place, word = contract.view, contract.start, contract.place, contract.client.word
+        held = False
+        if crash_points:
+            crash_points[0]("S-D before it is passed on")
+        while (w := view[place]) & at.OWNER == word:
+            view[start + at.BLOCK_DEAD] = word
+            view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
+            if contract.arena.words.compare_exchange(place, w, at.DIED):
+                held = True
+                break
+        if crash_points:
+            crash_points[0]("S-D passed on, nobody woken")
+        parking = parking_of(contract.arena)
+        parking._reap_in_line(contract.block)
+        if not view[place] & at.OWNER:
+            parking.unpark_one(contract.block)
+        if held:
+            sentence = view[start + at.BLOCK_SENTENCE]
+            reason = sentence & at.FLAGS if sentence & at.OWNER == word else 0
+            self._emit(
+                "abandoned", contract=contract, token=contract.token, reason=at.REASONS[min(reason, len(at.REASONS) - 1)]
+            )
+
+    # -- adoption -----------------------------------------------------------------------------------------------------
+
+    def adopt(self, arena: Arena, owner: int) -> Client | None:
+        """The client behind an owner word whose process has not come to us yet: by its pidfd and its ledger, which stay."""
+        client = self.clients.get(owner)
+        if client is not None or owner == _process.current.word:
+            return client
+        pidfd = SYSTEM.pidfd_open(_process.pid_of(owner))
+        if pidfd is None:
+            return None
+        ledger = None
+        try:
+            if _process.is_alive(owner):
+                ledger = ledger_of(_process.pid_of(owner), owner)
+        finally:
+            if ledger is None:
+                SYSTEM.close(pidfd)
+        if ledger is None:
+            return None
+        client = self.clients[owner] = Client(owner, pidfd, ledger, SYSTEM.geteuid())
+        now = SYSTEM.monotonic_ns()
+        identities = ledger.view[_ledger.ARENA : _ledger.ARENA + _ledger.SLOTS].tolist()
+        for slot in (slot for slot, identity in enumerate(identities) if identity == arena.identity):
+            block = ledger.view[_ledger.BLOCK + slot]
+            lease, grace, rank = (ledger.view[field + slot] for field in (_ledger.LEASE, _ledger.GRACE, _ledger.RANK))
+            if 0 < block < arena.layout.blocks and lease:
+                self.add(
+                    Supervised(
+                        client, slot, arena, block, Terms(lease, grace), name=name_of(arena, block), rank=rank & 0xFFFFFFFF,
+                        raises=bool(rank & _ledger.RAISES), rule="adopted", adopted_at=now,
+                    )
+                )  # fmt: skip
+        return client
+
+
+def name_of(arena: Arena, block: int) -> str | None:
+    from .._names import name_at
+
+    name = name_at(arena, block)
+    return None if name is None else name.decode("utf-8", "replace")
+
+
+def ledger_of(pid: int, owner: int, *, read_only: bool = False) -> _ledger.Ledger | None:
+    """The ledger of a process, through its open descriptors; None if it has none or it can't be looked at."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    for name in names:
+        try:
+            if not os.readlink(f"{folder}/{name}").startswith(f"/memfd:{_ledger.NAME}"):
+                continue
+            fd = os.open(f"{folder}/{name}", (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            ledger = _ledger.Ledger.over(fd, read_only=read_only)
+        except (OSError, ValueError):
+            os.close(fd)
+            continue
+        if ledger.owner == owner:
+            return ledger
+        ledger.close()
+    return None
