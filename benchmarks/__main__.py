@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import contended, fairness, lifecycle, recovery, targets, uncontended
+from . import contended, fairness, lifecycle, recovery, supervised, targets, uncontended
 from .peers import Scratch
 from .report import Findings, facts_line, load_warning, machine_facts
 
@@ -21,6 +21,7 @@ GROUPS: dict[str, Callable[[bool, Scratch], Findings]] = {
     "recovery": recovery.run,
     "lifecycle": lifecycle.run,
     "fairness": fairness.run,
+    "supervised": supervised.run,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from .peers import BASELINE, OURS
 from .recovery import WAITERS
 from .report import NO_FIGURE, Table, number
+from .supervised import OPEN_LOCKS
 
 UNCONTENDED_RATIO = 3.5
 CONTENDED_RATIO = 1.0
@@ -15,6 +16,10 @@ CONTENDED_FROM_US = 2
 RECOVERY_MEDIAN_MS = 15.0
 LIFECYCLE_RATIO = 1.0
 FAIRNESS_FACTOR = 2.0
+LEASED_RATIO = 1.5
+FLOOR_FACTOR = 2.0
+IDLE_PER_CENT = 0.5
+GRANTS_PER_SECOND = 1000
 
 
 def _uncontended(data: dict[str, Any]) -> tuple[str, float, bool]:
@@ -50,12 +55,28 @@ def _fairness(data: dict[str, Any]) -> tuple[str, float, bool]:
     return f"no share further than a factor of {FAIRNESS_FACTOR} from the mean", worst, worst <= FAIRNESS_FACTOR
 
 
-_CHECKS: dict[str, Callable[[dict[str, Any]], tuple[str, float, bool]]] = {
+def _supervised(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    pair, idle = data["cost"]["acquire/release"]["ratio"], data["idle"]
+    few, many = (idle[str(count)]["share"] * 100 for count in OPEN_LOCKS)
+    grants = min(found["grants_per_second"] for found in idle.values())
+    overrun, death = (data["after"][name]["times_floor"] for name in ("overrun", "death"))
+    return [
+        (f"leased acquire/release at most {LEASED_RATIO} times the plain one's", pair, pair <= LEASED_RATIO),
+        (f"overrun: heir inside within {FLOOR_FACTOR} times the floor", overrun, overrun <= FLOOR_FACTOR),
+        (f"death, supervised: heir inside within {FLOOR_FACTOR} times the floor", death, death <= FLOOR_FACTOR),
+        (f"idle with {OPEN_LOCKS[0]:,} leased locks: below {IDLE_PER_CENT} % of a core", few, few < IDLE_PER_CENT),
+        (f"idle with {OPEN_LOCKS[1]:,}: linear or better, % of a core", many, many < IDLE_PER_CENT * 10),
+        (f"at least {GRANTS_PER_SECOND:,} contracts per second", grants, grants >= GRANTS_PER_SECOND),
+    ]
+
+
+_CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "uncontended": _uncontended,
     "contended": _contended,
     "recovery": _recovery,
     "lifecycle": _lifecycle,
     "fairness": _fairness,
+    "supervised": _supervised,
 }
 
 
@@ -64,9 +85,10 @@ def table(groups: dict[str, dict[str, object]]) -> Table:
     rows = []
     for group, data in groups.items():
         try:
-            text, measured, kept = _CHECKS[group](data)
+            found = _CHECKS[group](data)
         except (KeyError, TypeError, ValueError):
             rows.append([f"{group}: no figure for {OURS}", NO_FIGURE, "no"])
-        else:
+            continue
+        for text, measured, kept in found if isinstance(found, list) else [found]:
             rows.append([text, number(measured), "yes" if kept else "no"])
     return Table("Targets", ["target", "measured", "kept"], rows)

@@ -8,9 +8,23 @@
 When a process dies while it holds such a lock, by whatever means, the next one gets it and is told: ``lock.abandoned``.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .context import get_context
-from .errors import Abandoned, AbandonedError, AbandonedWarning, SegmentError
+from .contract import Contract, Lease
+from .errors import (
+    Abandoned,
+    AbandonedError,
+    AbandonedWarning,
+    ContractDenied,
+    LeaseExpired,
+    SegmentError,
+    SupervisorError,
+)
 from .synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, Owner, RLock, Semaphore, Waiter
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
 
 __all__ = [
     "Abandoned",
@@ -19,14 +33,28 @@ __all__ = [
     "Barrier",
     "BoundedSemaphore",
     "Condition",
+    "Contract",
+    "ContractDenied",
     "Event",
+    "Lease",
+    "LeaseExpired",
     "Lock",
     "Owner",
     "RLock",
     "SegmentError",
     "Semaphore",
+    "Supervisor",
+    "SupervisorError",
     "Waiter",
     "get_context",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Supervisor":  # few programs run one
+        from .supervisor import Supervisor
+
+        return Supervisor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,6 +38,7 @@ def allocate(declaration: Declaration) -> Block:
     if arena is None or arena.creator is not _process.current:
         arena = _own = _new_own(FIRST_BLOCKS, needed)
     taken: list[int] = []
+    zero: tuple[int, ...] = ()
     while len(taken) < needed:
         index = arena.take_block()
         if index is None:
@@ -48,6 +49,10 @@ def allocate(declaration: Declaration) -> Block:
             arena = _own = _new_own(min(arena.layout.blocks * 2, MOST_BLOCKS), needed)
         elif index or not taken:
             taken.append(index)
+        else:
+            zero = (index,)  # as the number of an extension, 0 means "none"
+    for index in zero:
+        arena.take_back(index)
     arena.declare(taken[0], declaration, taken[1:])
     block = arena.block(taken[0])
     block.extensions = taken[1:]

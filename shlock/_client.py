@@ -11,25 +11,30 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import select
 import socket
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from multiprocessing import spawn, util
 from typing import Any, Final
 
 from . import _ledger, _messages, _process
+from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
-from .contract import Contract, Grant, Terms, prepare_to_raise, raise_for, stop_raising_for
+from .contract import FREE, Contract, Grant, Terms, prepare_to_raise, raise_for, stop_raising_for
 from .errors import ContractDenied, SupervisorError
 
-__all__ = ["Connection", "ask", "connect", "connection_to", "obtain", "renew"]
+__all__ = ["Connection", "ask", "connect", "connection_to", "events", "obtain", "renew", "supervisor_pid"]
 
 START_TIMEOUT: Final = 20.0  # seconds until a supervisor must have answered
+START_AGAIN: Final = 1.0  # seconds until one more is started
 RETRY: Final = 0.005  # seconds
+FOLLOW_RETRY: Final = 0.1  # seconds between looks for a supervisor whose events to follow
 ANSWER_TIMEOUT: Final = 20.0  # seconds
 #: Errors that mean: this supervisor is gone.
 GONE: Final = (ConnectionError, BrokenPipeError, TimeoutError)
@@ -52,6 +57,7 @@ class Connection:
         self._used = 0
         self._arenas: set[int] = set()  # which the present supervisor has
         self._watcher: threading.Thread | None = None
+        self._connected = False  # at some time
         #: Slots whose locks are gone.  A finalizer may run anywhere, also in the middle of an exchange: it only notes them.
         self._closing: collections.deque[int] = collections.deque()
         SYSTEM.register_membarrier()
@@ -151,6 +157,8 @@ class Connection:
             grant.refusal = None
         else:
             grant.refusal = ContractDenied(describe(block), str(answer.get("reason")), str(answer.get("rule")))
+            log.info("denied: %s", str(grant.refusal))  # not the error itself: its traceback holds the lock
+            grant.close_seat()
 
     # -- the wire -----------------------------------------------------------------------------------------------------
 
@@ -158,17 +166,20 @@ class Connection:
         """Ask and wait for the answer; connect first, and again, while supervisors come and go."""
         deadline = SYSTEM.monotonic() + START_TIMEOUT
         while True:
-            if self._socket is None:
-                self._connect(deadline)
             connection = self._socket
-            assert connection is not None
             try:
+                if connection is None:
+                    connection = self._connect(deadline)
                 if block is not None and block.arena.identity not in self._arenas:
                     self._exchange(connection, {"op": "arena", "identity": block.arena.identity}, (block.arena.segment.fd,))
                     self._arenas.add(block.arena.identity)
                 return self._exchange(connection, message)
-            except GONE:
-                self._disconnect(connection)
+            except SupervisorError:
+                raise
+            except GONE as error:  # also in the middle of our hello, if it was just about to end
+                log.debug("the supervisor of domain %r has gone: %s", self.domain, error)
+                if connection is not None:
+                    self._disconnect(connection)
                 if SYSTEM.monotonic() > deadline:
                     raise
 
@@ -186,17 +197,26 @@ class Connection:
             raise SupervisorError(self.domain, str(answer["error"]), "See 'shlock events'.")
         return answer
 
-    def _connect(self, deadline: float) -> None:
+    def _connect(self, deadline: float) -> socket.socket:
         connection = connect(self.domain, deadline)
         try:
             self._exchange(connection, {"op": "hello", "version": 1}, (self.ledger.fd,))
         except BaseException:
             connection.close()
             raise
+        is_first, self._connected = not self._connected, True
+        log.log(
+            logging.DEBUG if is_first else logging.INFO,
+            "%s the supervisor of domain %r, pid %d",
+            "connected to" if is_first else "connected again to",
+            self.domain,
+            _messages.peer(connection)[0],
+        )
         self._socket = connection
         self._arenas.clear()
         for grant in list(self.grants.values()):
             self._present(grant)
+        return connection
 
     def _disconnect(self, connection: socket.socket) -> None:
         if self._socket is connection:
@@ -234,6 +254,9 @@ class Connection:
 
     def forget(self) -> None:
         """In a forked child: all of it is the parent's."""
+        for grant in list(self.grants.values()):
+            grant.seat = FREE
+            grant.close_seat()
         if self._socket is not None:
             self._socket.close()
         self.ledger.close()
@@ -285,6 +308,7 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
     """A socket connected to the supervisor of a domain, which is started if there is none (and ``start``).  SupervisorError."""
     address = _messages.address(SYSTEM.geteuid(), domain)
     starting: socket.socket | None = None
+    start_again = 0.0
     try:
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -299,6 +323,9 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
                         "It is none of ours: ask that user's administrator to end it.",
                     )
                 return connection
+            except SupervisorError:
+                connection.close()
+                raise
             except (*GONE, BlockingIOError):
                 connection.close()
             except BaseException:
@@ -310,10 +337,15 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
                 raise SupervisorError(
                     domain, f"none has answered for {START_TIMEOUT:.0f} s", "Run 'shlock supervise' and see what it says."
                 )
+            if starting is not None and SYSTEM.monotonic() > start_again:
+                starting.close()  # the one that we started has died, or is slow: anybody may start one more
+                starting = None
             if starting is None:
                 starting = _claim_start(address)
                 if starting is not None:
+                    log.debug("starting a supervisor for domain %r", domain)
                     _start(domain)
+                    start_again = SYSTEM.monotonic() + START_AGAIN
             SYSTEM.nap(RETRY)
     finally:
         if starting is not None:
@@ -343,12 +375,29 @@ def _start(domain: str) -> None:
         os.waitpid(pid, 0)
 
 
-def ask(domain: str, message: dict[str, Any]) -> dict[str, Any]:
-    """Ask the running supervisor of a domain something that needs no contract.  SupervisorError if none is running."""
+def supervisor_pid(domain: str) -> int | None:
+    """Who is the supervisor of a domain, as the kernel says; None if none is running.  Needs no answer of it."""
+    try:
+        with connect(domain, 0.0, start=False) as connection:
+            return _messages.peer(connection)[0]
+    except SupervisorError:
+        return None
+
+
+def ask(domain: str, message: dict[str, Any], *, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
+    """Ask the running supervisor of a domain something that needs no contract.
+
+    SupervisorError if none is running, or it does not answer within ``timeout`` seconds.
+    """
     connection = connect(domain, 0.0, start=False)
     with connection:
-        _messages.send(connection, message)
-        data, extra = _messages.receive(connection)
+        pid = _messages.peer(connection)[0]
+        connection.settimeout(timeout)
+        try:
+            _messages.send(connection, message)
+            data, extra = _messages.receive(connection)
+        except TimeoutError:
+            raise SupervisorError(domain, f"pid {pid} has not answered for {timeout:g} s", "See what it does.") from None
     for descriptor in extra:
         os.close(descriptor)
     if not data:
@@ -357,3 +406,43 @@ def ask(domain: str, message: dict[str, Any]) -> dict[str, Any]:
     if answer.get("error"):
         raise SupervisorError(domain, str(answer["error"]), "See 'shlock events'.")
     return answer
+
+
+def events(domain: str, *, follow: bool) -> Iterator[dict[str, Any]]:
+    """The events of the supervisor of a domain.  SupervisorError if none is running.
+
+    follow  go on as they happen, and with the next supervisor when this one ends; blocks while nothing happens, also while
+            none is running.  Following does not keep a supervisor alive that has nothing else to do.
+    """
+    pid, after = 0, 0
+    while True:
+        try:
+            connection = connect(domain, 0.0, start=False)
+        except SupervisorError:
+            if not follow:
+                raise
+            SYSTEM.nap(FOLLOW_RETRY)
+            continue
+        with connection:
+            if follow:
+                connection.settimeout(None)
+            if (now := _messages.peer(connection)[0]) != pid:  # another one, which counts from 1
+                pid, after = now, 0
+            while found := _events_after(connection, after, follow):
+                yield from found
+                after = found[-1]["number"]
+        if not follow:
+            return
+
+
+def _events_after(connection: socket.socket, number: int, wait: bool) -> list[dict[str, Any]]:
+    """Nothing at the end of the connection, or if there are no more and we don't wait."""
+    try:
+        _messages.send(connection, {"op": "events", "after": number, "wait": wait})
+        data, extra = _messages.receive(connection)
+    except GONE:
+        return []
+    for descriptor in extra:
+        os.close(descriptor)
+    found: list[dict[str, Any]] = _messages.decode(data).get("events", []) if data else []
+    return found

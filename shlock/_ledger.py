@@ -32,7 +32,20 @@ from . import _process
 from ._atomic import Words
 from ._layout import WORD
 
-__all__ = ["ARENA", "BLOCK", "DEADLINE", "GRACE", "LEASE", "NAME", "RANK", "SLOTS", "TERMINATE", "Ledger"]
+__all__ = [
+    "ARENA",
+    "BLOCK",
+    "DEADLINE",
+    "GRACE",
+    "LEASE",
+    "NAME",
+    "RANK",
+    "SLOTS",
+    "TERMINATE",
+    "Ledger",
+    "ledger_of",
+    "slots_of",
+]
 
 MAGIC: Final = int.from_bytes(b"shlkledg", "little")
 VERSION: Final = 1
@@ -78,7 +91,23 @@ class Ledger:
 
     @classmethod
     def over(cls, fd: int, *, read_only: bool = False) -> Ledger:
-        """A ledger that a client handed over, checked: its maker cannot pull it away.  ValueError says what is wrong."""
+        """A ledger that a client handed over, checked: its maker cannot pull it away.  ValueError says what is wrong.
+
+        Takes the descriptor over, and closes it if it refuses it.
+        """
+        try:
+            cls._check(fd)
+            ledger = cls(fd, read_only=read_only)
+        except BaseException:
+            os.close(fd)
+            raise
+        if (ledger.view[0], ledger.view[1]) != (MAGIC, VERSION):
+            ledger.close()
+            raise ValueError("it is no ledger of this version")
+        return ledger
+
+    @staticmethod
+    def _check(fd: int) -> None:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != SIZE:
             raise ValueError(f"a ledger has {SIZE} bytes, this has {facts.st_size}")
@@ -88,11 +117,6 @@ class Ledger:
             seals = 0
         if seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE) != fcntl.F_SEAL_SHRINK:
             raise ValueError("a ledger must be sealed against shrinking, and writable")
-        ledger = cls(fd, read_only=read_only)
-        if (ledger.view[0], ledger.view[1]) != (MAGIC, VERSION):
-            ledger.close()
-            raise ValueError("it is no ledger of this version")
-        return ledger
 
     @property
     def owner(self) -> int:
@@ -119,3 +143,36 @@ class Ledger:
             except BufferError:
                 pass
             os.close(fd)
+
+
+def slots_of(ledger: Ledger, arena: int) -> dict[int, int]:
+    """The slots of the contracts for locks of an arena, by the index of the control block."""
+    arenas = ledger.view[ARENA : ARENA + SLOTS].tolist()
+    return {ledger.view[BLOCK + slot]: slot for slot, found in enumerate(arenas) if found == arena}
+
+
+def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False) -> Ledger | None:
+    """The ledger in which a process has a contract for a lock of an arena, through its open descriptors.
+
+    None if there is none, or it can't be looked at.  A process has a ledger for each domain.
+    """
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    for name in names:
+        try:
+            if not os.readlink(f"{folder}/{name}").startswith(f"/memfd:{NAME}"):
+                continue
+            fd = os.open(f"{folder}/{name}", (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            ledger = Ledger.over(fd, read_only=read_only)
+        except (OSError, ValueError):
+            continue
+        if ledger.owner == owner and arena in ledger.view[ARENA : ARENA + SLOTS].tolist():
+            return ledger
+        ledger.close()
+    return None

@@ -54,6 +54,8 @@ holds is not a dead owner.
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import time
 import warnings
 import weakref
@@ -83,6 +85,7 @@ LONGEST_INSISTENCE: Final = 150_000
 #: Nanoseconds after which a process that has the word all the time lets a thread go first that has waited as long.
 TURN: Final = 10_000_000
 LONGEST_COURTESY: Final = 100_000  # nanoseconds; a thread wakes up in about 50 us
+_PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -231,7 +234,7 @@ class OwnedWords:
             return
         if self.policy == POISON:
             raise AbandonedError(describe(self.block), abandoned)
-        warnings.warn(AbandonedWarning(f"{describe(self.block)}: {abandoned}"), stacklevel=5)
+        warnings.warn(AbandonedWarning(f"{describe(self.block)}: {abandoned}"), stacklevel=_callers_level())
 
     # -- release ------------------------------------------------------------------------------------------------------
 
@@ -481,20 +484,21 @@ class OwnerWaiter:
 _generation = object()
 
 #: Expected operands (pointer, cell) that hold 0 and this process's word.
-_zeros: list[tuple[Pointer, memoryview]]
-_mine: list[tuple[Pointer, memoryview]]
+spare_zeros: list[tuple[Pointer, memoryview]]
+spare_mine: list[tuple[Pointer, memoryview]]
 _waiters: list[OwnerWaiter] = []
 _all_words: weakref.WeakSet[OwnedWords] = weakref.WeakSet()
 
 
-def _cell(value: int) -> tuple[Pointer, memoryview]:
+def new_cell(value: int) -> tuple[Pointer, memoryview]:
     cell = ctypes.c_uint64(value)
     return pointer(ctypes.addressof(cell)), memoryview(cell).cast("B").cast("Q")
 
 
-_ZERO: Final = _cell(0)
-_zeros = [_cell(0) for _ in range(4)]
-_mine = [_cell(_process.current.word) for _ in range(4)]
+_ZERO_CELL: Final = new_cell(0)
+ZERO: Final = _ZERO_CELL[0]
+spare_zeros = [new_cell(0) for _ in range(4)]
+spare_mine = [new_cell(_process.current.word) for _ in range(4)]
 
 
 def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
@@ -514,9 +518,9 @@ def _in_child() -> None:
     for words in list(_all_words):
         words.is_inherited = words.is_inherited or words.thread != 0
         words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
-    for pool in (_mine, _waiters):
+    for pool in (spare_mine, _waiters):
         pool.clear()
-    _mine.extend(_cell(_process.current.word) for _ in range(4))
+    spare_mine.extend(new_cell(_process.current.word) for _ in range(4))
 
 
 _process.refresh_in_child.append(_in_child)
@@ -531,9 +535,9 @@ def make_fast_path(
     only where a call returns; that is why what has been done is noted without a call, directly before or after.
     """
     word = words.places[0][1]
-    compare_exchange, me, zero = raw_compare_exchange, identity_pointer, _ZERO[0]
-    take_zero, give_zero = _zeros.pop, _zeros.append
-    take_mine, give_mine = _mine.pop, _mine.append
+    compare_exchange, me, zero = raw_compare_exchange, identity_pointer, ZERO
+    take_zero, give_zero = spare_zeros.pop, spare_zeros.append
+    take_mine, give_mine = spare_mine.pop, spare_mine.append
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         if recursive and words.thread == get_ident():
@@ -559,9 +563,9 @@ def make_fast_path(
         except BaseException as error:
             if (taken or (called and cell[0] == 0)) and generation is _generation:
                 words.release()
-            if error.__class__ is not IndexError or called or _zeros:  # else another thread has the last operand
+            if error.__class__ is not IndexError or called or spare_zeros:  # else another thread has the last operand
                 raise
-            give_zero(_cell(0))
+            give_zero(new_cell(0))
         return words.acquire(block, timeout)
 
     def make_release(leaving: bool) -> Callable[..., None]:
@@ -585,7 +589,7 @@ def make_fast_path(
                             if words.depth > 1:
                                 words.depth -= 1
                                 break
-                        if _mine:
+                        if spare_mine:
                             expected, cell = operand = take_mine()
                             if generation is not _generation:
                                 break  # a forked child, in the middle of its parent's release
@@ -621,7 +625,7 @@ def make_fast_path(
             if back is not None:
                 give_back(back)
             if is_empty:
-                give_mine(_cell(_process.current.word))
+                give_mine(new_cell(_process.current.word))
 
         return release
 
@@ -638,6 +642,14 @@ def _usable_cores() -> int:
     if now >= _cores[0]:
         _cores = (now + 1.0, SYSTEM.usable_cores())
     return _cores[1]
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` with which our caller's warning points to the program that uses this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def describe(block: Block) -> str:

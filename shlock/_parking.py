@@ -482,6 +482,14 @@ class Parking:
             if is_waiting:
                 break
 
+    def reap_all_of(self, owner: int) -> None:
+        """Take the spots of a process that is dead, and pass on the wake-ups that were on their way to it."""
+        claims = self.layout.spot(at.SPOT_CLAIM, 0)
+        used = min(self.words.load(at.HEADER_SPOTS_USED), self.spots)
+        for index, claim in enumerate(self.words.view[claims : claims + used].tolist()):
+            if claim == owner and self._reap(index, claim):
+                self.words.store(claims + index, 0)
+
     def waiting(self, key: int) -> Iterator[tuple[int, int, int]]:
         """Of every thread that waits for this block: identity word, native thread number, since (monotonic ns)."""
         for index, state in enumerate(self._states()):

@@ -1,6 +1,7 @@
-"""The ``shlock`` command: ``ps`` shows who holds and who waits, ``clean`` removes the unused, ``demo`` kills workers.
+"""The ``shlock`` command: ``ps`` shows who holds and who waits, ``why`` explains it, ``clean`` removes the unused.
 
-``ps`` reads snapshots and takes no lock, so it answers while everything else is stuck. Tables are plain text; on a
+``supervise`` is the supervisor as a service; ``events``, ``revoke`` and ``kill`` ask the one that runs; ``demo`` kills workers.
+``ps`` reads snapshots, takes no lock and asks nobody, so it answers while everything else is stuck. Tables are plain text; on a
 terminal they are drawn with ``rich`` if that is installed (the extra ``cli``). Exit status: 0 all is well, 1 a problem,
 2 wrong usage, 128 + n ended by signal n.
 """
@@ -21,11 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .snapshot import DomainSnapshot, PrimitiveSnapshot
+    from ._explain import Enforcer
+    from .snapshot import DomainSnapshot, LeaseSnapshot, PrimitiveSnapshot
 
 __all__ = ["main"]
 
 _COLUMNS = ("DOMAIN", "NAME", "KIND", "STATE", "OWNER", "AGE", "WAITERS")
+_LEASED_COLUMNS = (*_COLUMNS[:-1], "REMAINING", "TOKEN", _COLUMNS[-1])
+"""If any lock is leased."""
+
+_PATIENCE = 1.0
+"""Seconds that ``why`` waits for the supervisor."""
 
 _STYLES = {
     "free": "dim",
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shlock",
-        description="Locks that outlive their holder: see who holds and who waits, clean up, watch workers die.",
+        description="Locks that outlive their holder: see who holds and who waits, and why; supervise; watch workers die.",
         epilog="Exit status: 0 all is well, 1 a problem, 2 wrong usage, 128 + n ended by signal n.",
     )
     parser.add_argument("--version", action="version", version=f"shlock {_version()}")
@@ -87,6 +94,47 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--domain", metavar="D", help="only this domain (default: all, the anonymous ones as well)")
         sub.add_argument("--json", action="store_true", help="print JSON instead of text")
 
+    why = command(
+        "why",
+        _why,
+        "explain who holds a lock, since when, until when and why, and who waits",
+        "Works without the supervisor, too; exit status 1 if nothing has that name.",
+    )
+    supervise = command(
+        "supervise",
+        _supervise,
+        "run the supervisor of a domain in the foreground",
+        "It grants contracts by its policy, and ends holds whose lease is over. SIGTERM and Ctrl-C end it with exit status 0: "
+        "the next one adopts what it watched. SIGHUP reads the policy file again; one with errors changes nothing. Speaks "
+        "systemd's notify protocol.",
+    )
+    supervise.add_argument("--policy", metavar="FILE", help="who may do what (default: this user everything)")
+    supervise.add_argument("--print-policy", action="store_true", help="print the policy, checked, and end")
+    supervise.add_argument("-v", "--verbose", action="store_true", help="log every contract that is granted, too")
+    events = command(
+        "events", _events, "show what the supervisor of a domain did: grants, refusals, ends of leases", "Oldest first."
+    )
+    events.add_argument("--follow", action="store_true", help="go on as they happen, also with the next supervisor")
+    events.add_argument("--json", action="store_true", help="print a JSON object a line")
+    revoke = command(
+        "revoke",
+        _end_hold,
+        "end the present hold of a lock: its holder is asked to leave, and killed after its grace",
+        "Exit status 1 if nobody holds it under a contract.",
+    )
+    kill = command(
+        "kill",
+        _end_hold,
+        "kill the present holder of a lock at once",
+        "The next one gets the lock when that process is gone, and is told. Exit status 1 if nobody holds it under a contract.",
+    )
+    for sub in (why, supervise, events, revoke, kill):
+        sub.add_argument("--domain", metavar="D", default="default", help="default: %(default)s")
+    for sub in (why, revoke, kill):
+        sub.add_argument("name", metavar="NAME", help="of the lock")
+    revoke.set_defaults(operation="revoke")
+    kill.set_defaults(operation="kill")
+
     demo = command(
         "demo",
         _demo,
@@ -108,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=int, metavar="N", help="for choosing whom to kill and when (default: a random one)")
     demo.add_argument("--no-chaos", action="store_true", help="kill nobody")
+    demo.add_argument("--no-hangs", action="store_true", help="leave nobody stopped inside")
     demo.add_argument(
         "--seconds",
         type=_not_negative,
@@ -133,7 +182,9 @@ def _ps(arguments: argparse.Namespace) -> int:
         print(json.dumps({"domains": [d.as_dict() for d in domains]}, indent=2))
         return 0
     if domains:
-        _print_table([row for domain in domains for row in _rows(domain, time.time())])
+        leased = any(primitive.lease is not None for domain in domains for primitive in domain.primitives)
+        columns = _LEASED_COLUMNS if leased else _COLUMNS
+        _print_table([row for domain in domains for row in _rows(domain, time.time(), leased)], columns)
         if unused := sorted({_printable(d.domain) for d in domains if d.domain is not None and not d.in_use}):
             print(f"\nNo living process uses {', '.join(unused)}: shlock clean removes that.")
     elif arguments.domain is not None:
@@ -157,6 +208,93 @@ def _clean(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _why(arguments: argparse.Namespace) -> int:
+    from . import snapshot
+    from ._explain import explain
+
+    name, domain = arguments.name, arguments.domain
+    domains = snapshot.domains()
+    for found in (primitive for d in domains if d.domain == domain for primitive in d.primitives):
+        if found.name == name:
+            print("\n".join(explain(found, domain, _enforcer(domain, found), time.time())))
+            return 0
+    elsewhere = sorted({d.domain for d in domains if d.domain and any(p.name == name for p in d.primitives)})
+    hint = f"; there is one in domain {', '.join(map(repr, elsewhere))}: use --domain" if elsewhere else ""
+    if problems := [d.problem for d in domains if d.domain == domain and d.problem]:
+        hint += f". A part of the domain can't be read: {problems[0]}"
+    return _complain(_printable(f"nothing is called {name!r} in domain {domain!r}{hint}"))
+
+
+def _enforcer(domain: str, primitive: PrimitiveSnapshot) -> Enforcer:
+    """What the supervisor of the domain says of the holder; not much, if it is hung or there is none."""
+    from ._client import ask, supervisor_pid
+    from ._explain import Enforcer
+    from .errors import SupervisorError
+
+    if primitive.lease is None or primitive.owner is None:
+        return Enforcer()
+    pid = supervisor_pid(domain)
+    try:
+        answer = ask(domain, {"op": "contracts", "from": 0, "name": primitive.name}, timeout=_PATIENCE)
+    except SupervisorError:
+        return Enforcer(pid)
+    rules = [str(c.get("rule")) for c in answer["contracts"] if c.get("pid") == primitive.owner.pid]
+    return Enforcer(pid, True, rules[0] if rules else None)
+
+
+def _supervise(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from .supervisor import PolicyError, load_policy, policy, service
+
+    try:
+        if arguments.print_policy:
+            text = policy.DEFAULT_TEXT
+            if arguments.policy is not None:
+                load_policy(arguments.policy)
+                text = Path(arguments.policy).read_text("utf-8")
+            print(text, end="")
+            return 0
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("shlock")
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+        service.serve(arguments.domain, arguments.policy, os.environ)
+    except PolicyError as error:
+        return _complain(str(error))
+    return 0
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    from ._client import events
+    from .supervisor import SupervisorEvent
+
+    for facts in events(arguments.domain, follow=arguments.follow):
+        if arguments.json:
+            print(json.dumps(facts), flush=arguments.follow)
+            continue
+        event = SupervisorEvent.from_dict(facts)
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+        print(f"{clock}.{int(event.time % 1 * 1000):03}  {_printable(str(event))}", flush=arguments.follow)
+    return 0
+
+
+def _end_hold(arguments: argparse.Namespace) -> int:
+    from ._client import ask
+
+    answer = ask(arguments.domain, {"op": arguments.operation, "name": arguments.name})
+    name, pids = _printable(repr(arguments.name)), answer["holders"]
+    if not pids:
+        return _complain(f"nobody holds {name} under a contract in domain {_printable(repr(arguments.domain))}")
+    for pid in pids:
+        if arguments.operation == "kill":
+            print(f"killed pid {pid}, which held {name}")
+        else:
+            print(f"pid {pid} is asked to leave {name}, and killed after its grace")
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from . import demo
 
@@ -165,6 +303,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         lock=arguments.lock,
         workers=arguments.workers,
         chaos=not arguments.no_chaos,
+        hangs=not arguments.no_hangs,
         kills_per_second=arguments.kills_per_second,
         seed=random.randrange(10**6) if arguments.seed is None else arguments.seed,
         seconds=arguments.seconds,
@@ -181,7 +320,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 1 if outcome.problems else 0
 
 
-def _rows(domain: DomainSnapshot, now: float) -> Iterator[tuple[str, ...]]:
+def _rows(domain: DomainSnapshot, now: float, leased: bool) -> Iterator[tuple[str, ...]]:
     """The cells of a domain's primitives, or one line saying why there are none. ``now`` is as from time.time()."""
     if domain.domain is not None:
         title = _printable(domain.domain)
@@ -191,12 +330,12 @@ def _rows(domain: DomainSnapshot, now: float) -> Iterator[tuple[str, ...]]:
     else:
         title = "(anonymous)"
     for primitive in domain.primitives:
-        yield title, *_cells(primitive, now)
+        yield title, *_cells(primitive, now, leased)
     if domain.problem or not domain.primitives:
-        yield title, "-", "-", _printable(domain.problem or "empty"), "", "", ""
+        yield title, "-", "-", _printable(domain.problem or "empty"), *[""] * (5 if leased else 3)
 
 
-def _cells(primitive: PrimitiveSnapshot, now: float) -> tuple[str, ...]:
+def _cells(primitive: PrimitiveSnapshot, now: float, leased: bool) -> tuple[str, ...]:
     """One primitive's cells; the last one has a line for each waiter."""
     owner = ""
     if primitive.owner is not None:
@@ -209,7 +348,17 @@ def _cells(primitive: PrimitiveSnapshot, now: float) -> tuple[str, ...]:
         age = (">" if primitive.held_for_is_lower_bound else "") + _duration(primitive.held_for)
     waiters = "\n".join(f"{_process(w.pid, w.name)} {_duration(w.waiting_for)}" for w in primitive.waiters)
     name = "-" if primitive.name is None else _printable(primitive.name)
-    return name, primitive.kind, primitive.state, owner, age, waiters
+    return name, primitive.kind, primitive.state, owner, age, *(_lease_cells(primitive.lease) if leased else ()), waiters
+
+
+def _lease_cells(lease: LeaseSnapshot | None) -> tuple[str, str]:
+    """REMAINING and TOKEN."""
+    if lease is None:
+        return "", ""
+    remaining = ""
+    if lease.remaining is not None:
+        remaining = _duration(lease.remaining) if lease.remaining >= 0 else f"over by {_duration(-lease.remaining)}"
+    return remaining, str(lease.token or "")
 
 
 def _process(pid: int, name: str | None) -> str:
@@ -235,24 +384,24 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    if not (sys.stdout.isatty() and _print_rich_table(rows)):
-        print("\n".join(_plain_table(rows)))
+def _print_table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...]) -> None:
+    if not (sys.stdout.isatty() and _print_rich_table(rows, columns)):
+        print("\n".join(_plain_table(rows, columns)))
 
 
-def _plain_table(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
+def _plain_table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...]) -> Iterable[str]:
     """The lines of a table; a cell of several lines makes several."""
-    lines: list[tuple[str, ...]] = [_COLUMNS]
+    lines = [columns]
     for row in rows:
         cells = [cell.split("\n") for cell in row]
         height = max(len(cell) for cell in cells)
         lines += [tuple(cell[i] if i < len(cell) else "" for cell in cells) for i in range(height)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     for line in lines:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _print_rich_table(rows: Sequence[tuple[str, ...]]) -> bool:
+def _print_rich_table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...] = _COLUMNS) -> bool:
     """Draw the table with rich, if that is installed; returns whether it is."""
     try:
         from rich.console import Console
@@ -261,7 +410,7 @@ def _print_rich_table(rows: Sequence[tuple[str, ...]]) -> bool:
     except ImportError:
         return False
     table = Table(box=None, header_style="bold")
-    for title in _COLUMNS:
+    for title in columns:
         table.add_column(title, overflow="fold")  # on a narrow terminal: more lines, nothing cut off
     for row in rows:
         table.add_row(*(Text(cell, _STYLES.get(row[3], "")) for cell in row))

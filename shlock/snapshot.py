@@ -1,7 +1,8 @@
 """What stands in the segments of this user, decoded without taking a lock: it works while everything is stuck.
 
 Segments are mapped read-only.  Named domains are found by their file names; anonymous arenas, whose segments have no name,
-through the descriptors of this user's processes.  Each word is read once and whole, but not all at the same instant: what is
+through the descriptors of this user's processes, and so are the ledgers of who holds a leased lock: no supervisor is asked.
+Each word is read once and whole, but not all at the same instant: what is
 shown together may never have been true together.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from . import _layout as at
-from . import _names, _process
+from . import _ledger, _names, _process
 from ._arena import Arena
 from ._counting import BarrierWord
 from ._segment import BYTE_IN_USE, PREFIX, Segment
@@ -24,9 +25,30 @@ from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
 from .synchronize import Owner, Waiter
 
-__all__ = ["Abandoned", "DomainSnapshot", "Owner", "PrimitiveSnapshot", "Waiter", "clean", "domains"]
+__all__ = ["Abandoned", "DomainSnapshot", "LeaseSnapshot", "Owner", "PrimitiveSnapshot", "Waiter", "clean", "domains"]
 
 _NAMELESS: Final = f"{SHM_FOLDER}/#"  # what /proc shows for a file that never had a name
+
+
+@dataclass(frozen=True)
+class LeaseSnapshot:
+    """What a lock is leased for.
+
+    lease, grace  seconds: of the holder's contract, or if nobody holds it, or its ledger can't be read, as it was created
+    rank          of the holder, or None
+    token         fencing token of the present hold, or of the last one; 0 if there was none
+    remaining     seconds until the holder's lease ends, negative afterwards; None without a hold or without a ledger to be read
+    terminate_requested   the holder is asked to leave
+    site          file:line where the holder took it, if it records that
+    """
+
+    lease: float
+    grace: float
+    rank: int | None
+    token: int
+    remaining: float | None
+    terminate_requested: bool
+    site: str | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,7 @@ class PrimitiveSnapshot:
     owner      who holds it; of an owned Semaphore one of the holders
     held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
                reading no clock, and the oldest waiter has waited so long
+    lease      None if it is not leased
     """
 
     name: str | None
@@ -48,6 +71,7 @@ class PrimitiveSnapshot:
     held_for_is_lower_bound: bool
     waiters: tuple[Waiter, ...]
     abandoned: Abandoned | None
+    lease: LeaseSnapshot | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary that json can write."""
@@ -180,6 +204,7 @@ def _decode(descriptor: int, name: str) -> DomainSnapshot:
 
 def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
     waiters = _waiters(arena)
+    ledgers = _Ledgers(arena)
     used = arena.layout.blocks if arena.layout.text else min(arena.words.load(at.HEADER_BLOCKS_USED), arena.layout.blocks)
     for index in range(used):
         name = _names.name_at(arena, index)
@@ -187,10 +212,11 @@ def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
         if not at.FREE_BLOCK < kind < at.EXTENSION or (arena.layout.text and name is None):
             continue
         try:
-            yield _primitive(arena, index, kind, name, waiters.get(index, ()))
+            yield _primitive(arena, index, kind, name, waiters.get(index, ()), ledgers)
         except SegmentError:
             text = None if name is None else _text(name)
             yield PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
+    ledgers.close()
 
 
 def _text(name: bytes) -> str:
@@ -219,20 +245,46 @@ def _waiters(arena: Arena) -> dict[int, tuple[Waiter, ...]]:
     return {block: tuple(waiter for _, waiter in sorted(found, key=lambda pair: pair[0])) for block, found in by_block.items()}
 
 
-def _primitive(arena: Arena, index: int, kind: int, name: bytes | None, waiters: tuple[Waiter, ...]) -> PrimitiveSnapshot:
+class _Ledgers:
+    """The ledgers of the processes that hold leased locks of one arena, each looked for once."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._found: dict[int, tuple[_ledger.Ledger, dict[int, int]] | None] = {}
+
+    def of(self, owner: int, block: int) -> tuple[_ledger.Ledger, int] | None:
+        """The ledger of a process and its slot for a lock; None if they can't be found."""
+        if owner not in self._found:
+            ledger = _ledger.ledger_of(_process.pid_of(owner), owner, self._arena.identity, read_only=True)
+            self._found[owner] = None if ledger is None else (ledger, _ledger.slots_of(ledger, self._arena.identity))
+        found = self._found[owner]
+        return None if found is None or block not in found[1] else (found[0], found[1][block])
+
+    def close(self) -> None:
+        for found in self._found.values():
+            if found is not None:
+                found[0].close()
+
+
+def _primitive(
+    arena: Arena, index: int, kind: int, name: bytes | None, waiters: tuple[Waiter, ...], ledgers: _Ledgers
+) -> PrimitiveSnapshot:
     start, load = arena.layout.block(index), arena.words.load
     word, kind_word = load(start + at.BLOCK_WORD), load(start + at.BLOCK_KIND)
     owner: Owner | None = None
     held_for: float | None = None
     is_lower_bound = False
     abandoned: Abandoned | None = None
+    lease: LeaseSnapshot | None = None
     if kind in (at.LOCK, at.RLOCK) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
         words = [load(cell) for cell in cells]
         held = [w for w in words if w & at.OWNER]
         if any(w & at.DIED for w in words):
-            dead, found = load(start + at.BLOCK_DEAD), load(start + at.BLOCK_FOUND)
-            abandoned = Abandoned(_process.pid_of(dead), arena.process_name(dead), found / 1e9)
+            dead, found, sentence = (load(start + place) for place in (at.BLOCK_DEAD, at.BLOCK_FOUND, at.BLOCK_SENTENCE))
+            reason = sentence & at.FLAGS if sentence & at.OWNER == dead else at.OWNER_DIED
+            known = at.REASONS[reason if reason < len(at.REASONS) else at.OWNER_DIED]
+            abandoned = Abandoned(_process.pid_of(dead), arena.process_name(dead), found / 1e9, known)
         if held:
             since = load(start + at.BLOCK_SINCE)
             alive = _process.is_alive(held[0])
@@ -240,6 +292,10 @@ def _primitive(arena: Arena, index: int, kind: int, name: bytes | None, waiters:
             held_for = max(0, time.monotonic_ns() - since) / 1e9 if since else None
             if held_for is None and waiters:
                 held_for, is_lower_bound = waiters[0].waiting_for, True
+        if kind_word & at.LEASED:
+            lease = _lease(arena, index, held[0] & at.OWNER if owner is not None and owner.alive else 0, ledgers)
+            if lease.remaining is not None:
+                held_for, is_lower_bound = max(0.0, lease.lease - lease.remaining), False
         state = _state_of_owned(words, held, owner, bool(kind_word & at.OWNED))
     elif kind in (at.SEMAPHORE, at.BOUNDED_SEMAPHORE):
         state = f"value {word >> at.COUNT_SHIFT}"
@@ -253,7 +309,26 @@ def _primitive(arena: Arena, index: int, kind: int, name: bytes | None, waiters:
         arrived = word >> at.COUNT_SHIFT & (1 << BarrierWord.COUNT_BITS) - 1
         state = "broken" if word & at.BROKEN else f"{arrived} of {load(start + at.BLOCK_PARAMETER)} waiting"
     text = None if name is None else _text(name)
-    return PrimitiveSnapshot(text, at.KIND_NAMES[kind], state, owner, held_for, is_lower_bound, waiters, abandoned)
+    return PrimitiveSnapshot(text, at.KIND_NAMES[kind], state, owner, held_for, is_lower_bound, waiters, abandoned, lease)
+
+
+def _lease(arena: Arena, index: int, owner: int, ledgers: _Ledgers) -> LeaseSnapshot:
+    """Of a leased lock.  ``owner`` is who holds it, if it lives, else 0."""
+    start, load = arena.layout.block(index), arena.words.load
+    lease, grace, token = (load(start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE, at.BLOCK_TOKEN))
+    rank: int | None = None
+    remaining: float | None = None
+    asked, site = False, None
+    if owner and (found := ledgers.of(owner, index)) is not None:
+        ledger, slot = found
+        lease, grace, rank = (ledger.view[field + slot] for field in (_ledger.LEASE, _ledger.GRACE, _ledger.RANK))
+        rank &= _ledger.RAISES - 1
+        deadline = ledger.view[_ledger.DEADLINE + slot]
+        if deadline > _ledger.LEFT:
+            remaining = (deadline - time.monotonic_ns()) / 1e9
+            asked = ledger.view[_ledger.TERMINATE + slot] == deadline
+            site = ledger.site(slot)
+    return LeaseSnapshot(lease / 1e9, grace / 1e9, rank, token, remaining, asked, site)
 
 
 def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many: bool) -> str:

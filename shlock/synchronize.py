@@ -31,14 +31,13 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 from . import _anonymous, _names, _process
 from . import _layout as at
 from ._arena import Block, Declaration
-from ._client import obtain, renew
 from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
+from ._leased import LeasedPath, make_leased_path
 from ._multiprocessing import SemLockView, ZeroCount
 from ._owned import OwnedWords, describe, make_fast_path
 from ._parking import parking_of
-from .contract import Contract, Lease, LeasedPath, OnTerminate, Terms, make_leased_path
+from .contract import Contract, Lease, OnTerminate, Terms, check_request
 from .errors import Abandoned
-from .supervisor.policy import check_request
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter"]
 
@@ -319,6 +318,8 @@ class Lock(_Owned):
             self.__enter__ = plain[0]
             return
         self._obtain_contract()
+        from ._client import renew
+
         path = self._leased = make_leased_path(words, plain, renew, recursive=self._kind == at.RLOCK)
         self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
         self.__enter__, self.__exit__ = path.enter, path.exit
@@ -331,6 +332,8 @@ class Lock(_Owned):
             self._terms = words.grant.terms if words.grant is not None else Terms(lease, grace)
         grant = words.grant
         if grant is None or grant.process is not _process.current:
+            from ._client import obtain  # only who asks for contracts talks to a supervisor
+
             words.grant = obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms)
         elif grant.terms != self._terms:
             raise ValueError(

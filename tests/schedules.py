@@ -454,7 +454,7 @@ class Process:
         """As it was before its first schedule."""
         owned, parking = self.modules["_owned"], self.modules["_parking"]
         owned._in_child()
-        owned._zeros[:] = [owned._cell(0) for _ in range(4)]
+        owned.spare_zeros[:] = [owned.new_cell(0) for _ in range(4)]
         self.arena.parking = None
         for block in self.blocks:
             block.local = None

@@ -6,7 +6,9 @@ Each batch runs in a process of its own, whose exit status is checked.  It print
 from __future__ import annotations
 
 import os
+import pickle
 import random
+import resource
 import secrets
 import threading
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child
+from support import PATIENCE, Child, forget
 
 import shlock
 from shlock import _arena, _process, snapshot
@@ -244,6 +246,7 @@ def test_a_lock_whose_word_has_any_flags_works_or_raises(flags: int, owner: str)
             assert lock.acquire(timeout=PATIENCE)
             lock.release()
     assert not lock.locked()
+    assert lock._words.view[lock._block.word] == 0, "flags that mean nothing stay, and with them the slow way in"
 
 
 @pytest.mark.parametrize("target", range(1, 12))
@@ -270,7 +273,10 @@ def test_dropping_a_primitive_whose_chain_of_blocks_is_damaged_neither_hangs_nor
     Child(body).result()
 
 
-@pytest.mark.parametrize("where", ["header", "everything", "names", "control block", "processes", "all spots"])
+SEEN = ("header", "counters of the header", "everything", "names", "control block", "processes", "all spots")
+
+
+@pytest.mark.parametrize("where", SEEN)
 def test_a_snapshot_of_a_damaged_domain_is_bounded_and_shows_the_rest(where: str, domain: str) -> None:
     print(f"SHLOCK_TEST_SEED={SEED}")
 
@@ -289,6 +295,85 @@ def test_a_snapshot_of_a_damaged_domain_is_bounded_and_shows_the_rest(where: str
         assert len(seen.primitives) == len(primitives) + 1  # the Condition's lock
 
     Child(body).result(3 * PATIENCE)
+
+
+def test_a_number_of_used_spots_beyond_their_table_is_believed_up_to_its_end_only() -> None:
+    """A release takes no word of another table for a waiter, whatever it looks like."""
+
+    def body() -> None:
+        own_arena()
+        lock = shlock.Lock()
+        arena, block = lock._block.arena, lock._block
+        lock.acquire()
+        likeness = block.index << at.KEY_SHIFT | at.WAITING
+        places = [arena.layout.spot(at.SPOT_CLAIM, 5), arena.layout.process_table + 9, arena.layout.block(40)]
+        for place in places:
+            arena.words.store(place, likeness)
+        arena.words.store(at.HEADER_SPOTS_USED, 2**64 - 1)
+        arena.words.store(block.word, arena.words.load(block.word) | at.PARKED)
+        lock.release()
+        assert [arena.words.load(place) for place in places] == [likeness] * len(places)
+
+    Child(body).result()
+
+
+def test_a_name_is_looked_for_once_through_a_table_that_has_no_free_place(domain: str) -> None:
+    """All of it is taken by names of nobody: the name goes into a further segment, and is found there."""
+
+    def body() -> bool:
+        arena = shlock.Lock("before", domain=domain)._block.arena
+        for index in range(arena.layout.blocks):
+            arena.words.store(arena.layout.name_table + index * at.NAME_WORDS + at.NAME_HASH, 2**40 + index)
+        lock = shlock.Lock("after", domain=domain)
+        return lock._block.arena is not arena and shlock.Lock("after", domain=domain)._block is lock._block
+
+    assert Child(body).result()
+
+
+#: Number of permits, and the block in which those beyond the first eight are: "itself" is a circle, "end" one too far.
+CELLS = [(2**64 - 1, "itself"), (2**40, "itself"), (100_000, "itself"), *((60, n) for n in (0, "end", 2**24, 2**64 - 1))]
+
+
+@pytest.mark.parametrize(("permits", "more"), CELLS)
+def test_a_semaphore_whose_permits_are_nowhere_is_called_damaged(permits: int, more: int | str, domain: str) -> None:
+    def body() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))  # of what a list without a bound takes
+        semaphore = shlock.Semaphore(60, "s", owned=True, domain=domain)
+        block, text = semaphore._block, pickle.dumps(semaphore)
+        words, layout = block.arena.words, block.arena.layout
+        first = words.load(block.start + at.BLOCK_MORE)
+        words.store(layout.block(first) + at.EXTENSION_NEXT, first)
+        words.store(block.start + at.BLOCK_PARAMETER, permits)
+        words.store(block.start + at.BLOCK_MORE, {"itself": first, "end": layout.blocks}.get(more, more))  # type: ignore[call-overload]
+        (seen,) = [d for d in snapshot.domains() if d.domain == domain]
+        assert [primitive.state for primitive in seen.primitives] == ["damaged"]
+        del semaphore, block
+        forget(domain)
+        with pytest.raises(shlock.SegmentError, match="block"):
+            pickle.loads(text)
+
+    Child(body).result()
+
+
+def test_a_barrier_at_which_more_wait_than_it_has_parties_is_called_damaged() -> None:
+    barrier = shlock.Barrier(3)
+    barrier._block.arena.words.store(barrier._block.word, 4 << at.COUNT_SHIFT)
+    for call in (lambda: barrier.n_waiting, lambda: barrier.wait(PATIENCE), barrier.reset):
+        with pytest.raises(shlock.SegmentError, match="counts 4 of 3"):
+            call()
+
+
+def test_a_name_beyond_the_text_is_nobody_s(domain: str) -> None:
+    def body() -> None:
+        block = shlock.Lock("x", domain=domain)._block
+        arena = block.arena
+        place = arena.layout.name_table + block.index * at.NAME_WORDS + at.NAME_TEXT
+        for offset, length in ((arena.layout.text - 1, 2), (arena.layout.text, 1), (0, 0xFFFF), (2**47, 1)):
+            arena.words.store(place, offset << 16 | length)
+            (seen,) = [d for d in snapshot.domains() if d.domain == domain]
+            assert seen.primitives == ()
+
+    Child(body).result()
 
 
 assert _arena.SPOTS >= 8

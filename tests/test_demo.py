@@ -253,8 +253,16 @@ def test_workers_killed_all_the_time_lose_nothing_and_count_nothing_twice(files:
     assert multiprocessing.active_children() == []
 
 
+def test_workers_that_hang_inside_are_removed_at_their_deadline(files: Path, segments: list[str]) -> None:
+    settings = demo.Settings(files, kills_per_second=60, seconds=4, seed=int(time.time()), lease=0.05, timeout=20)
+    outcome = demo.run(settings, io.StringIO())
+    assert outcome.problems == [], settings.seed
+    assert outcome.statistics[Word.HUNG] > 0, settings.seed
+    assert outcome.statistics[Word.REMOVED] > 0, settings.seed
+
+
 def test_multiprocessing_lock_hangs_and_the_dead_holder_is_named(files: Path, segments: list[str]) -> None:
-    settings = demo.Settings(files, lock="multiprocessing", kills_per_second=60, seconds=WATCHDOG, timeout=1)
+    settings = demo.Settings(files, lock="multiprocessing", kills_per_second=60, hangs=False, seconds=WATCHDOG, timeout=1)
     started = time.monotonic()
     outcome = demo.run(settings, io.StringIO())
     assert 1 <= time.monotonic() - started < WATCHDOG

@@ -232,13 +232,20 @@ def test_a_barrier_shared_with_a_child_is_not_used_again_while_the_child_lives()
     assert process.result() == [0, 1]
 
 
-def test_a_lock_that_no_child_knows_is_used_again() -> None:
+@pytest.mark.parametrize("what", [what for what in MAKERS if what != "Condition"])
+def test_a_lock_that_no_child_knows_is_used_again(what: str) -> None:
+    """All of its blocks."""
+
+    def blocks(primitive: Any) -> set[tuple[int, int]]:
+        block = primitive._block
+        return {(block.arena.identity, index) for index in (block.index, *block.extensions)}
+
     def body() -> bool:
-        lock = shlock.Lock()
-        used = (lock._block.arena.identity, lock._block.index)
-        del lock
-        again = shlock.Lock()
-        return (again._block.arena.identity, again._block.index) == used
+        kept = shlock.Lock()  # has the first block, which never extends another one
+        primitive = MAKERS[what]()
+        used = blocks(primitive)
+        del primitive
+        return blocks(MAKERS[what]()) == used and not kept.locked()
 
     assert Child(body).result()
 

@@ -13,7 +13,7 @@ import pytest
 from support import Child, Page, clean, eventually, files_of, forget, program, run
 
 import shlock
-from shlock import _names, snapshot
+from shlock import _names, _sys, snapshot
 
 # -- one name, one primitive ----------------------------------------------------------------------------------------------
 
@@ -251,6 +251,16 @@ def test_any_text_is_a_domain_of_its_own(domain: str, suffix: str) -> None:
         clean(other)
 
 
+def test_long_domains_that_begin_alike_are_two(domain: str) -> None:
+    one, other = (f"{domain}{'ä' * 60}{number}" for number in (1, 2))
+    try:
+        with shlock.Lock("x", domain=one):
+            assert shlock.Lock("x", domain=other).acquire(block=False)
+    finally:
+        clean(one)
+        clean(other)
+
+
 BAD_NAMES: list[tuple[Any, type[Exception]]] = [
     ("", ValueError),
     ("x" * 201, ValueError),
@@ -355,6 +365,16 @@ def test_an_owned_semaphore_by_name_gives_the_permits_of_the_dead_to_others(doma
     assert semaphore.get_value() == 20
 
 
+def test_further_names_take_none_of_the_blocks_in_which_permits_are(domain: str) -> None:
+    semaphores = [shlock.Semaphore(60, f"s {number}", owned=True, domain=domain) for number in range(3)]
+    for semaphore in semaphores:
+        for _ in range(60):
+            semaphore.acquire()
+    for number in range(600):
+        shlock.Lock(f"name {number}", domain=domain)
+    assert [semaphore.get_value() for semaphore in semaphores] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("what", MAKERS)
 def test_a_primitive_with_a_name_can_be_pickled_at_any_time(what: str, domain: str) -> None:
     original = MAKERS[what](domain=domain)
@@ -444,6 +464,22 @@ def test_who_creates_a_name_while_its_domain_is_being_removed_gets_a_new_one(dom
     eventually(lambda: page[1])
     page[0] = 1
     assert child.result() > 0
+
+
+def test_a_segment_that_is_removed_between_being_opened_and_being_locked_is_not_used(
+    domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("import sys, shlock; shlock.Lock('x', domain=sys.argv[1])", domain)
+    lock_byte = _sys.SYSTEM.lock_byte
+
+    def too_late(*arguments: Any, **options: Any) -> bool:
+        monkeypatch.undo()
+        assert snapshot.clean(domain)
+        return lock_byte(*arguments, **options)
+
+    monkeypatch.setattr(_sys.SYSTEM, "lock_byte", too_late)
+    lock = shlock.Lock("x", domain=domain)
+    assert os.fstat(lock._block.arena.segment.fd).st_nlink == 1
 
 
 def test_a_snapshot_shows_every_kind_while_all_of_it_is_stuck(domain: str) -> None:

@@ -53,7 +53,8 @@ def refused(domain: str, fact: str, advice: str = "") -> Iterator[None]:
     assert (after.st_ino, after.st_mode, after.st_uid) == (facts.st_ino, facts.st_mode, facts.st_uid)
     # What only looks says the same, and removes nothing that is not ours to judge.
     seen = [d for d in snapshot.domains() if d.segment == path.name]
-    assert all(d.problem for d in seen)
+    assert seen
+    assert all(d.problem and fact in d.problem for d in seen)
     assert path.lstat().st_ino == facts.st_ino
     forget(domain)
 
@@ -176,6 +177,20 @@ def test_a_header_of_another_user_is_refused(domain: str, segment: Path) -> None
 def test_capacities_that_do_not_fit_the_file_are_refused(word: int, value: int, domain: str, segment: Path) -> None:
     with refused(domain, "damaged", "by hand"):
         write_word(segment, word, value)
+
+
+@pytest.mark.parametrize("word", [at.HEADER_SPOTS, at.HEADER_PROCESSES, at.HEADER_BLOCKS])
+def test_a_capacity_of_zero_is_refused_also_where_the_sum_fits_the_file(word: int, domain: str, segment: Path) -> None:
+    """What one table lacks, the text has: the size is right."""
+    header = memoryview(segment.read_bytes()).cast("Q")
+    sizes = {
+        at.HEADER_SPOTS: at.SPOT_ARRAYS,
+        at.HEADER_PROCESSES: at.PROCESS_WORDS,
+        at.HEADER_BLOCKS: at.BLOCK_WORDS + at.NAME_WORDS,
+    }
+    with refused(domain, "damaged", "by hand"):
+        write_word(segment, word, 0)
+        write_word(segment, at.HEADER_TEXT, header[at.HEADER_TEXT] + header[word] * sizes[word] * at.WORD)
 
 
 def put_fifo(path: Path) -> None:

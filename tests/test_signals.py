@@ -190,8 +190,8 @@ class NoOperands(Trial):
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        _owned._zeros.clear()
-        _owned._mine.clear()
+        _owned.spare_zeros.clear()
+        _owned.spare_mine.clear()
         _atomic._spare.clear()
 
     def operate(self) -> None:

@@ -27,6 +27,9 @@ _MESSAGE = struct.Struct("II")
 _AIMED_SHARE = 0.5
 """Share of the kills that are aimed into the critical section."""
 
+_HUNG_SHARE = 0.1
+"""Share of the aimed ones that are not killed but left stopped: that is for the supervisor to deal with."""
+
 _AIM_SECONDS = 0.1
 """How long to try to hit a worker inside (seconds); after that, any worker will do."""
 
@@ -37,10 +40,10 @@ _PHASES_LEFT_ALONE = (Phase.STARTING, Phase.ENTERING, Phase.DONE)
 class Chaos:
     """The parent's handle on the chaos process: start it, tell it about each new worker, stop it."""
 
-    def __init__(self, context: ForkContext, table: Table, kills_per_second: float, seed: int) -> None:
+    def __init__(self, context: ForkContext, table: Table, kills_per_second: float, seed: int, *, hangs: bool = False) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = context.Process(
-            target=_run, args=(theirs, table, kills_per_second, seed, os.getpid()), name="chaos", daemon=True
+            target=_run, args=(theirs, table, kills_per_second, seed, hangs, os.getpid()), name="chaos", daemon=True
         )
         try:
             self._process.start()
@@ -71,7 +74,7 @@ class Chaos:
         self._ours.close()
 
 
-def _run(workers: socket.socket, table: Table, kills_per_second: float, seed: int, parent: int) -> None:
+def _run(workers: socket.socket, table: Table, kills_per_second: float, seed: int, hangs: bool, parent: int) -> None:
     """Kill at the given mean rate, at the intervals of a Poisson process, until killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -84,7 +87,7 @@ def _run(workers: socket.socket, table: Table, kills_per_second: float, seed: in
         _learn(workers, targets, due)
         slot = None
         if rng.random() < _AIMED_SHARE:
-            slot = _kill_inside(table, targets, rng)
+            slot = _kill_inside(table, targets, rng, _HUNG_SHARE if hangs else 0.0)
         if slot is None:
             slot = _kill_any(table, targets, rng)
         if slot is not None:
@@ -101,8 +104,8 @@ def _learn(workers: socket.socket, targets: dict[int, _Target], until: float) ->
         targets[slot] = _Target(pid, received[0])
 
 
-def _kill_inside(table: Table, workers: dict[int, _Target], rng: random.Random) -> int | None:
-    """Kill a worker inside its critical section and return its slot; None if that did not succeed soon.
+def _kill_inside(table: Table, workers: dict[int, _Target], rng: random.Random, hung_share: float) -> int | None:
+    """Kill a worker inside its critical section, or leave it hung there; its slot, or None if that did not succeed soon.
 
     A signal takes longer to arrive than a critical section to pass. So we do not lie in wait: we stop a worker, look
     where it has come to a stop, and let it go on if that is not inside.
@@ -117,7 +120,10 @@ def _kill_inside(table: Table, workers: dict[int, _Target], rng: random.Random) 
         target = workers[slot]
         target.send(signal.SIGSTOP)
         if target.wait_until_stopped(give_up) and table.phase(slot).inside:
-            target.send(signal.SIGKILL)
+            if rng.random() < hung_share:
+                table.count_hung()
+            else:
+                target.send(signal.SIGKILL)
             return slot
         target.send(signal.SIGCONT)
     return None

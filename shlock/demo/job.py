@@ -43,6 +43,10 @@ class Settings:
     workers: int = 4
     chaos: bool = True
     kills_per_second: float = 20.0
+    hangs: bool = True
+    """Chaos also stops workers inside (SIGSTOP) and leaves them so, for the supervisor to remove at their deadline."""
+    lease: float = 0.1
+    """How long a worker may hold the lock (shlock's only)."""
     seed: int = 0
     seconds: float = 20.0
     """Begin another pass over the folder until this much time has gone by; there is always one."""
@@ -98,7 +102,9 @@ class Outcome:
 
     def add(self, table: Table) -> None:
         """Add a pass's statistics, finished or not."""
-        for word in (Word.SECTIONS, Word.TOLD, Word.ROLLED_BACK, Word.TAKEN_BACK, Word.WAITS):
+        for word in (
+            Word.SECTIONS, Word.TOLD, Word.ROLLED_BACK, Word.TAKEN_BACK, Word.WAITS, Word.HUNG, Word.REMOVED,
+        ):  # fmt: skip
             self.statistics[word] += table.statistic(word)
         longest = max(self.statistics[Word.LONGEST_WAIT_NS], table.statistic(Word.LONGEST_WAIT_NS))
         self.statistics[Word.LONGEST_WAIT_NS] = longest
@@ -137,7 +143,7 @@ def _new_lock(settings: Settings) -> AnyLock:
     import shlock  # the demo is part of the package: at the top this would be a circle
 
     # The demo looks at ``abandoned`` after each acquire, which is all that a warning could remind it of.
-    lock: AnyLock = shlock.Lock(on_abandoned="ignore")
+    lock: AnyLock = shlock.Lock(on_abandoned="ignore", lease=settings.lease)
     return lock
 
 
@@ -178,7 +184,8 @@ class _Pass:
     def _supervise(self) -> None:
         settings = self._settings
         if settings.chaos:
-            self._chaos = Chaos(self._context, self._table, settings.kills_per_second, settings.seed + self._outcome.passes)
+            seed = settings.seed + self._outcome.passes
+            self._chaos = Chaos(self._context, self._table, settings.kills_per_second, seed, hangs=settings.hangs)
         for slot in range(settings.workers):
             self._start(slot)
         while self._workers:
@@ -233,6 +240,8 @@ class _Pass:
             text += f" ({last.phase.name.lower()})"
             if self._settings.lock == "multiprocessing":
                 text += " and multiprocessing.Lock waits for it for ever"
+        elif self._settings.lock == "multiprocessing" and self._table.statistic(Word.HUNG):
+            text += "; a worker was stopped inside the critical section, and nobody removes it"
         elif maybe := [death for death in self._outcome.deaths if death.phase.maybe_inside]:
             first = maybe[0]
             text += f"; {first.name} (pid {first.pid}) was killed as it took the lock or gave it back"
@@ -243,11 +252,14 @@ class _Pass:
     def _show_progress(self) -> None:
         outcome, table = self._outcome, self._table
         told = outcome.statistics[Word.TOLD] + table.statistic(Word.TOLD)
+        hung = outcome.statistics[Word.HUNG] + table.statistic(Word.HUNG)
+        removed = outcome.statistics[Word.REMOVED] + table.statistic(Word.REMOVED)
         waits = outcome.statistics[Word.WAITS] + table.statistic(Word.WAITS)
         longest = max(outcome.statistics[Word.LONGEST_WAIT_NS], table.statistic(Word.LONGEST_WAIT_NS))
         self._line.show(
             f"pass {outcome.passes + 1}: {table.statistic(Word.COUNT)}/{table.files} files,"
-            f" {len(outcome.deaths)} kills ({outcome.kills_inside} inside), {told} recoveries,"
+            f" {len(outcome.deaths)} kills ({outcome.kills_inside} inside),"
+            f" {hung} hung ({removed} removed), {told} recoveries,"
             f" {waits} waits <= {longest / 1e6:.0f} ms"
         )
 

@@ -35,6 +35,11 @@ def report(outcome: Outcome) -> str:
             f" {statistics[Word.ROLLED_BACK]:,} half-done updates rolled back,"
             f" {statistics[Word.TAKEN_BACK]:,} claims taken back"
         )
+    if settings.lock == "shlock" and settings.chaos and settings.hangs:
+        lines.append(
+            f"hung        {statistics[Word.HUNG]:,} stopped inside the critical section,"
+            f" {statistics[Word.REMOVED]:,} removed at their deadline ({settings.lease:g} s)"
+        )
     longest_ms = statistics[Word.LONGEST_WAIT_NS] / 1e6
     lines.append(f"waits       {statistics[Word.WAITS]:,} of more than 1 ms, longest {longest_ms:.1f} ms")
     if listing.left_out:

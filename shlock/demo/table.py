@@ -107,6 +107,10 @@ class Word(enum.IntEnum):
     WAITS = 15
     """Acquires that took longer than ``LONG_WAIT_NS``."""
     LONGEST_WAIT_NS = 16
+    HUNG = 17
+    """Workers that chaos stopped inside and left there."""
+    REMOVED = 18
+    """Heirs that were told that the holder before them was removed at its deadline."""
 
 
 LONG_WAIT_NS = 1_000_000
@@ -176,11 +180,17 @@ class Table:
 
     # -- inside the critical section
 
-    def enter(self, slot: int, number: int, *, told: bool, waited_ns: int) -> None:
+    def count_hung(self) -> None:
+        """Called by chaos, before it leaves a worker stopped; nobody else writes that word."""
+        self._store(Word.HUNG, self._words[Word.HUNG] + 1)
+
+    def enter(self, slot: int, number: int, *, told: bool, waited_ns: int, removed: bool = False) -> None:
         """Begin a critical section: recover the table if the lock said that its last holder died."""
         self._store(Word.SECTIONS, self._words[Word.SECTIONS] + 1)
         if told:
             self._store(Word.TOLD, self._words[Word.TOLD] + 1)
+            if removed:
+                self._store(Word.REMOVED, self._words[Word.REMOVED] + 1)
             self.set_phase(slot, Phase.RECOVERING)
             self.recover()
             self.set_phase(slot, Phase.CHOOSING)

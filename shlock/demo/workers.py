@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 class AnyLock(Protocol):
     """What the demo needs of a lock: shlock's and multiprocessing's both have it."""
 
-    def __enter__(self) -> bool: ...
+    def __enter__(self) -> Any: ...
 
     def __exit__(self, *args: Any) -> None: ...
 
@@ -74,8 +74,9 @@ class _Worker:
             table.set_phase(slot, Phase.CHOOSING)
             waited_ns = time.monotonic_ns() - started_ns
             # multiprocessing.Lock has no ``abandoned``; but it never lets anybody in after a death either.
-            told = getattr(self._lock, "abandoned", None) is not None
-            table.enter(slot, self._number, told=told, waited_ns=waited_ns)
+            abandoned = getattr(self._lock, "abandoned", None)
+            removed = abandoned is not None and abandoned.reason == "lease overrun"
+            table.enter(slot, self._number, told=abandoned is not None, waited_ns=waited_ns, removed=removed)
             yield
             table.leave(self._number)
             table.set_phase(slot, Phase.LEAVING)

@@ -91,6 +91,11 @@ class Watched:
         return Verdict.TERMINATE, self._ends + self.terms.grace
 
     @property
+    def deadline(self) -> int:
+        """Of the hold that the last look saw, as its holder claims it; 0 = it saw none."""
+        return self._deadline
+
+    @property
     def is_seen(self) -> bool:
         """Whether the last look saw a hold, or the beginning or the end of one."""
         return bool(self._deadline) or self._unstamped_since != NEVER

@@ -17,10 +17,22 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
+
+from ..contract import (
+    HIGHEST_NUMBER,
+    OPERATIONS,
+    SHORTEST_LEASE,
+    check_number,
+    check_request,
+    check_seconds,
+    kind_of,
+    listed,
+    short,
+)
 
 __all__ = [
     "DEFAULT_TEXT",
@@ -35,18 +47,12 @@ __all__ = [
     "parse",
 ]
 
-OPERATIONS: Final = frozenset({"acquire", "read", "write", "send", "receive", "preempt"})
-"""Everything that a contract can allow."""
-
 EVERYBODY: Final = "*"
 """Among ``users``: every user.  Among patterns: every name, and also what has none."""
 
 SELF: Final = "@self"
 """Among ``users``: the user that the supervisor runs as."""
 
-SHORTEST_LEASE: Final = 1e-9  # seconds; a shorter one is none in the clock's nanoseconds
-LONGEST_SECONDS: Final = 1e9  # 31 years; in nanoseconds it fits a word
-HIGHEST_NUMBER: Final = 2**31 - 1  # of ranks and contracts
 HIGHEST_ID: Final = 2**32 - 2  # of users and groups; the next one is the kernel's "no user"
 
 NAME_HIDDEN: Final = "the policy hides this name"
@@ -79,7 +85,7 @@ longest_lease = 3600.0
 longest_grace = 60.0
 highest_rank = 100
 class = "user"
-most_contracts = 1000
+most_contracts = 1000000
 
 # Nobody may open what belongs to the accounts, except by the rules above.
 #
@@ -201,22 +207,6 @@ class Decision:
     most_contracts: int = 0
 
 
-def check_request(*, operations: Collection[str], lease: float, grace: float = 0.0, rank: int = 0) -> None:
-    """Raise TypeError or ValueError, with a text that says why, for what no policy can grant.  Needs no policy."""
-    if isinstance(operations, str | bytes) or not isinstance(operations, Collection):
-        raise TypeError(f"operations must be a set of names, not {type(operations).__name__}")
-    for operation in operations:
-        if not isinstance(operation, str):
-            raise TypeError(f"operations must be names, not {type(operation).__name__}")
-        if operation not in OPERATIONS:
-            raise ValueError(f"operation {_short(operation)} is not known; there are {_listed(OPERATIONS)}")
-    if not operations:
-        raise ValueError(f"operations must not be empty; there are {_listed(OPERATIONS)}")
-    _check_seconds("lease ", lease, SHORTEST_LEASE)
-    _check_seconds("grace ", grace, 0.0)
-    _check_number("rank ", rank, 0, HIGHEST_NUMBER)
-
-
 # -- the rules ------------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +242,7 @@ class Rule:
     def refusal(self, request: Request, contracts_held: int) -> str | None:
         """The first limit of this rule that the request exceeds, as part of a sentence, or None."""
         if refused := request.operations - self.operations:
-            return f"of its operations {_listed(refused)} is not allowed, only {_listed(self.operations)}"
+            return f"of its operations {listed(refused)} is not allowed, only {listed(self.operations)}"
         if request.lease > self.longest_lease:
             return f"its lease of {_seconds(request.lease)} is above the longest, {_seconds(self.longest_lease)}"
         if request.grace > self.longest_grace:
@@ -325,26 +315,12 @@ def _fits(patterns: tuple[str, ...], text: str | None) -> bool:
 
 
 # -- checks of single values ----------------------------------------------------------------------------------------------
-# They raise TypeError or ValueError; ``what`` is the subject of the text, empty where a key was named before it.
-
-
-def _check_seconds(what: str, value: Any, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what}must be a number of seconds, not {_kind(value)}")
-    if not least <= value <= LONGEST_SECONDS:  # so that NaN fails as well
-        raise ValueError(f"{what}must be from {least:g} to {LONGEST_SECONDS:g} seconds, not {_short(value)}")
-
-
-def _check_number(what: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what}must be a whole number, not {_kind(value)}")
-    if not least <= value <= most:
-        raise ValueError(f"{what}must be from {least} to {most}, not {_short(value)}")
+# They raise TypeError or ValueError.  Those of a request are in contract.py, for clients too.
 
 
 def _array(value: Any, of: str) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"must be an array of {of}, not {_kind(value)}")
+        raise TypeError(f"must be an array of {of}, not {kind_of(value)}")
     if not value:
         raise ValueError(f"must have at least one of {of}, and is empty")
     return value
@@ -353,7 +329,7 @@ def _array(value: Any, of: str) -> list[Any]:
 def _texts(value: Any, of: str) -> tuple[str, ...]:
     for text in _array(value, of):
         if not isinstance(text, str):
-            raise TypeError(f"must be an array of {of}, and {_short(text)} is {_kind(text)}")
+            raise TypeError(f"must be an array of {of}, and {short(text)} is {kind_of(text)}")
         if not text:
             raise ValueError(f"must be an array of {of}, and one is empty")
     return tuple(value)
@@ -366,7 +342,7 @@ def _read_patterns(value: Any) -> tuple[str, ...]:
 def _read_operations(value: Any) -> frozenset[str]:
     for operation in _texts(value, "operations"):
         if operation not in OPERATIONS:
-            raise ValueError(f"{_short(operation)} is not an operation; there are {_listed(OPERATIONS)}")
+            raise ValueError(f"{short(operation)} is not an operation; there are {listed(OPERATIONS)}")
     return frozenset(value)
 
 
@@ -381,53 +357,53 @@ def _read_groups(value: Any) -> tuple[str | int, ...]:
 def _account(value: Any) -> str | int:
     """A name, or a number, also if it was written as a text: no account is called by a number only."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f"must be names or numeric ids, and {_short(value)} is {_kind(value)}")
+        raise TypeError(f"must be names or numeric ids, and {short(value)} is {kind_of(value)}")
     if isinstance(value, int):
-        _check_number("a numeric id ", value, 0, HIGHEST_ID)
+        check_number("a numeric id ", value, 0, HIGHEST_ID)
         return int(value)
     if re.fullmatch(r"[0-9]+", value):
         if len(value) > len(str(HIGHEST_ID)):
-            raise ValueError(f"a numeric id must be from 0 to {HIGHEST_ID}, not {_short(value)}")
+            raise ValueError(f"a numeric id must be from 0 to {HIGHEST_ID}, not {short(value)}")
         return _account(int(value))
     if not value:
         raise ValueError("must be names or numeric ids, and one is empty")
     if value.startswith("@") or not {"*", "?", "["}.isdisjoint(value):
         # A typing error in "@self", or a pattern where none is read: it would silently match nobody.
-        raise ValueError(f'{_short(value)} is no name; users may also be "*", everybody, and "@self", but not patterns')
+        raise ValueError(f'{short(value)} is no name; users may also be "*", everybody, and "@self", but not patterns')
     return str(value)
 
 
 def _read_lease(value: Any) -> float:
-    _check_seconds("", value, SHORTEST_LEASE)
+    check_seconds("", value, SHORTEST_LEASE)
     return float(value)
 
 
 def _read_grace(value: Any) -> float:
-    _check_seconds("", value, 0.0)
+    check_seconds("", value, 0.0)
     return float(value)
 
 
 def _read_rank(value: Any) -> int:
-    _check_number("", value, 0, HIGHEST_NUMBER)
+    check_number("", value, 0, HIGHEST_NUMBER)
     return int(value)
 
 
 def _read_most(value: Any) -> int:
-    _check_number("", value, 1, HIGHEST_NUMBER)
+    check_number("", value, 1, HIGHEST_NUMBER)
     return int(value)
 
 
 def _read_class(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f'must be "user" or "kernel", not {_kind(value)}')
+        raise TypeError(f'must be "user" or "kernel", not {kind_of(value)}')
     if value not in ("user", "kernel"):
-        raise ValueError(f'must be "user" or "kernel", not {_short(value)}')
+        raise ValueError(f'must be "user" or "kernel", not {short(value)}')
     return value
 
 
 def _read_deny(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"must be true or false, not {_kind(value)}")
+        raise TypeError(f"must be true or false, not {kind_of(value)}")
     return value
 
 
@@ -468,7 +444,7 @@ def parse(text: str, source: str) -> Policy:
             raise PolicyError(source, places.line(None, key), key, "is not known; a policy has only [[rule]] tables")
     tables = content.get("rule", [])
     if not isinstance(tables, list):
-        fact = "must be written [[rule]], with double brackets" if isinstance(tables, dict) else f"is {_kind(tables)}"
+        fact = "must be written [[rule]], with double brackets" if isinstance(tables, dict) else f"is {kind_of(tables)}"
         raise PolicyError(source, places.line(None, "rule"), "rule", f"{fact}; a policy has only [[rule]] tables")
     return Policy(tuple(_rule(table, index, places, source) for index, table in enumerate(tables)))
 
@@ -483,11 +459,11 @@ def _rule(table: Any, index: int, places: _Places, source: str) -> Rule:
         return PolicyError(source, places.line(index, key), key, fact)
 
     if not isinstance(table, dict):
-        raise wrong("rule", f"must be an array of tables, and one is {_kind(table)}")
+        raise wrong("rule", f"must be an array of tables, and one is {kind_of(table)}")
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in _KEYS:
-            raise wrong(key, f"is not known; a rule has {_listed(_KEYS)}")
+            raise wrong(key, f"is not known; a rule has {listed(_KEYS)}")
         try:
             values[key] = _KEYS[key](value)
         except (TypeError, ValueError) as error:
@@ -658,23 +634,5 @@ class _Places:
 # -- words in texts -------------------------------------------------------------------------------------------------------
 
 
-def _kind(value: Any) -> str:
-    names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _listed(words: Collection[str]) -> str:
-    return ", ".join(sorted(words))
-
-
 def _seconds(value: float) -> str:
     return f"{int(value) if value == math.floor(value) else value} s"
-
-
-def _short(value: Any) -> str:
-    """Its repr, at most 60 characters of it."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not print integers of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
+import json
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -28,23 +31,26 @@ from typing import Any, Final
 from .. import _layout as at
 from .. import _ledger, _messages, _names, _process
 from .._arena import Arena
+from .._client import supervisor_pid
 from .._segment import Segment
 from .._sys import SYSTEM, crash_points
-from ..errors import SegmentError
+from ..errors import SegmentError, SupervisorError
 from .leases import NEVER, Terms
 from .policy import Policy, Request, default
+from .report import SupervisorEvent
 from .watch import Client, Supervised, Watch, name_of
 
-__all__ = ["Server", "run_embedded"]
+__all__ = ["Server", "open_server", "run_embedded"]
 
 log = logging.getLogger("shlock.supervisor")
 
 LINGER: Final = 1.0  # seconds that an embedded supervisor stays after its last client
 MOST_CONNECTIONS: Final = 4096
 MOST_EVENTS: Final = 10_000
-EVENTS_AT_ONCE: Final = 40
-CONTRACTS_AT_ONCE: Final = 30
+BUDGET: Final = _messages.MOST_BYTES - 256  # bytes of a list in an answer
+BIND_TIMEOUT: Final = 2.0  # seconds for another supervisor to say who it is, or to go
 BACKLOG: Final = 1024
+PAUSE: Final = 1_000_000_000  # nanoseconds
 
 
 class _Refused(Exception):
@@ -58,7 +64,7 @@ class Session:
         self.socket = connection
         self.pid = pid
         self.user = user
-        self.group = group
+        self.accounts = _accounts(user, group)
         self.pidfd = pidfd
         self.word = word
         self.client: Client | None = None
@@ -82,6 +88,8 @@ class Server:
         self._timer = SYSTEM.timer()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stop = False
+        self._paused_until = 0  # monotonic ns; 0: connections are accepted
+        self._ended = False
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._idle_since = SYSTEM.monotonic_ns()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -105,7 +113,14 @@ class Server:
         """Serve until ``stop``, or, with ``linger``, until nobody has used it for so long."""
         try:
             while not self._stop:
-                due = self.watch.look()
+                if SYSTEM.monotonic_ns() >= self.watch.due:
+                    self.watch.look()
+                due = self.watch.due
+                if self._paused_until:
+                    if SYSTEM.monotonic_ns() >= self._paused_until:
+                        self._accept_again()
+                    else:
+                        due = min(due, self._paused_until)
                 if self.linger is not None:
                     if self._is_idle():
                         gone = self._idle_since + int(self.linger * 1e9)
@@ -129,11 +144,20 @@ class Server:
     def stop(self) -> None:
         """End ``run``.  From any thread, and from signal handlers."""
         self._stop = True
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._woken, b"s")
+        self._wake_up()
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Have the loop's thread call something, which must not raise.  From any thread, and from signal handlers."""
+        self._requests.append(function)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if not self._ended:
+            with contextlib.suppress(OSError):  # full: it will wake up anyway
+                os.write(self._woken, b"w")
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """Have the loop's thread call something, and wait for its result.  From other threads."""
+        """Have the loop's thread call something, and wait for its result.  From other threads.  SupervisorError if it ends."""
         done = threading.Event()
         result: list[Any] = []
 
@@ -144,17 +168,20 @@ class Server:
                 result.append((None, error))
             done.set()
 
-        self._requests.append(request)
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._woken, b"c")
-        done.wait()
+        self.soon(request)
+        while not done.wait(0.1):
+            if self._ended and not done.is_set():
+                raise SupervisorError(self.domain, "it has ended", "Start another one.")
         value, error = result[0]
         if error is not None:
             raise error
         return value
 
     def _is_idle(self) -> bool:
-        return not self._sessions and not any(c.owns() for c in self.watch.all())
+        """Nobody needs it: who only follows its events is no reason to stay."""
+        return all(session.follows is not None for session in self._sessions.values()) and not any(
+            contract.owns() for contract in self.watch.all()
+        )
 
     def _tick(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -164,7 +191,21 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
+    def forget(self) -> None:
+        """In a forked child: let go of everything, so that the parent's end is its end.  Touches nothing that is shared."""
+        self._ended = True
+        self._listener.close()
+        for session in self._sessions.values():
+            session.socket.close()
+            if session.client is None:
+                SYSTEM.close(session.pidfd)
+        for client in self.watch.clients.values():
+            client.close()
+        for descriptor in (self._selector.fileno(), self._timer, self._wake, self._woken):
+            os.close(descriptor)
+
     def _close_all(self) -> None:
+        self._ended = True
         self._listener.close()
         for session in list(self._sessions.values()):
             self._drop(session)
@@ -188,15 +229,16 @@ class Server:
             event |= {"lock": contract.name, "block": contract.block, "pid": contract.client.pid}
         event |= facts
         self.events.append(event)
-        log.info("%s %s", kind, {key: value for key, value in event.items() if key not in ("event", "time")})
+        told = SupervisorEvent.from_dict(event)
+        if log.isEnabledFor(told.level):
+            log.log(told.level, "%s", told)
         for session in [session for session in self._sessions.values() if session.follows is not None]:
             self._answer(session, self._events_after(session.follows or 0))
             session.follows = None
 
     def _events_after(self, number: int) -> dict[str, Any]:
         """The next events, as many as fit into one message."""
-        found = [event for event in self.events if event["number"] > number][:EVENTS_AT_ONCE]
-        return {"ok": True, "events": found}
+        return {"ok": True, "events": _fitting([event for event in self.events if event["number"] > number])}
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -206,10 +248,15 @@ class Server:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # no descriptors left, or it has gone already
-                log.warning("a connection was refused: %s", error)
+            except OSError as error:
+                self._pause(error)
                 return
-            session = self._admit(connection)
+            try:
+                session = self._admit(connection)
+            except OSError as error:
+                connection.close()
+                self._pause(error)
+                return
             if session is None:
                 connection.close()
                 continue
@@ -231,11 +278,26 @@ class Server:
             pidfd = SYSTEM.pidfd_open(pid) if pid else None
         if pidfd is None:
             return None
-        birth = SYSTEM.birth(pid)
-        if birth is None or SYSTEM.is_readable(pidfd):
-            SYSTEM.close(pidfd)
-            return None
-        return Session(connection, pid, user, group, pidfd, _process.make_word(pid, birth))
+        session = None
+        try:
+            birth = SYSTEM.birth(pid)
+            if birth is not None and not SYSTEM.is_readable(pidfd):
+                session = Session(connection, pid, user, group, pidfd, _process.make_word(pid, birth))
+        finally:
+            if session is None:
+                SYSTEM.close(pidfd)
+        return session
+
+    def _pause(self, error: OSError) -> None:
+        """No descriptors left, most likely: accept nobody until a connection has ended, or for a while."""
+        log.warning("nobody is accepted for a while: %s", error)
+        self._selector.unregister(self._listener)
+        self._paused_until = SYSTEM.monotonic_ns() + PAUSE
+
+    def _accept_again(self) -> None:
+        if self._paused_until:
+            self._paused_until = 0
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _drop(self, session: Session) -> None:
         """End a connection.  Its client stays watched as long as its process lives: it may hold something."""
@@ -243,6 +305,7 @@ class Server:
             return
         self._selector.unregister(session.socket)
         session.socket.close()
+        self._accept_again()
         client = session.client
         if client is None:
             SYSTEM.close(session.pidfd)
@@ -303,8 +366,13 @@ class Server:
             if slot in client.contracts and not client.contracts[slot].owns():
                 self.watch.remove(client, slot)
             return {"ok": True}
+        if operation == "who":
+            return {"ok": True, "pid": os.getpid(), "domain": self.domain}
         if operation == "contracts":
-            return self._contracts_from(_number(message, "from", 1 << 40))
+            name = message.get("name")
+            if not isinstance(name, str | None):
+                raise _Refused("name must be the name of a lock")
+            return self._contracts_from(_number(message, "from", 1 << 40), name)
         if operation == "events":
             after = _number(message, "after", 1 << 60)
             answer = self._events_after(after)
@@ -337,6 +405,10 @@ class Server:
         return {"ok": True, "pid": os.getpid()}
 
     def _bury(self, client: Client) -> None:
+        if self.watch.clients.get(client.word) is not client:
+            return  # forgotten in the same turn: its connection and its process ended at once
+        if self.watch.clients.get(client.word) is not client:
+            return  # forgotten since this event was seen
         self._selector.unregister(client.pidfd)
         self.watch.bury(client)
         for session in [session for session in self._sessions.values() if session.client is client]:
@@ -349,14 +421,22 @@ class Server:
             raise _Refused("an arena comes as one descriptor")
         arena = self._arenas.get(identity)
         if arena is None:
+            segment = None
+            copy = os.dup(descriptors[0])
             try:
-                arena = Arena.over(Segment(os.dup(descriptors[0])))
+                segment = Segment(copy)
+                arena = Arena.over(segment)
             except (OSError, ValueError, SegmentError) as error:
+                if segment is None:
+                    SYSTEM.close(copy)
+                else:
+                    segment.close()
                 raise _Refused(f"this is no arena: {error}") from None
             if arena.identity != identity:
                 arena.segment.close()
                 raise _Refused("this is another arena than it is said to be")
             self._arenas[identity] = arena
+            self._adopt(arena)
         session.arenas[identity] = arena
         return {"ok": True}
 
@@ -373,9 +453,10 @@ class Server:
         if not isinstance(operations, list) or not all(isinstance(operation, str) for operation in operations):
             raise _Refused("operations must be a list of names")
         name = name_of(arena, block)
+        user_names, group_ids, group_names = session.accounts
         request = Request(
-            user_id=session.user, user_names=frozenset(_user_names(session.user)), group_ids=frozenset({session.group}),
-            group_names=frozenset(), is_self=session.user == SYSTEM.geteuid(), domain=self.domain, name=name,
+            user_id=session.user, user_names=user_names, group_ids=group_ids, group_names=group_names,
+            is_self=session.user == SYSTEM.geteuid(), domain=self.domain, name=name,
             operations=frozenset(operations), lease=lease / 1e9, grace=grace / 1e9, rank=rank,
         )  # fmt: skip
         held = self.watch.count(session.user) - (slot in client.contracts)
@@ -400,9 +481,9 @@ class Server:
         self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
         return {"ok": True, "rule": decision.rule}
 
-    def _contracts_from(self, first: int) -> dict[str, Any]:
-        everything = self.contracts()
-        return {"ok": True, "contracts": everything[first : first + CONTRACTS_AT_ONCE], "all": len(everything)}
+    def _contracts_from(self, first: int, name: str | None) -> dict[str, Any]:
+        everything = [contract for contract in self.contracts() if name in (None, contract["lock"])]
+        return {"ok": True, "contracts": _fitting(everything[first:]), "all": len(everything)}
 
     # -- for the program around it --------------------------------------------------------------------------------------
 
@@ -443,24 +524,31 @@ class Server:
             else:
                 self.watch.look()  # so that the hold has been seen
                 contract.watched.revoke(SYSTEM.monotonic_ns())
+                self.watch.due = 0
                 holders.append(contract.client.pid)
         return holders
 
     # -- adoption -----------------------------------------------------------------------------------------------------
 
     def _adopt_domain(self) -> None:
-        """Take over what stands in the segments of the domain: holders that will not, or cannot, come to us by themselves."""
+        """Take over what stands in the segments of the domain."""
         for arena in _named_arenas(self.domain):
             self._arenas[arena.identity] = arena
-            for owner in sorted(_leased_owners(arena)):
-                client = self.watch.adopt(arena, owner)
-                if client is None or not client.contracts:
-                    continue
+            self._adopt(arena)
+
+    def _adopt(self, arena: Arena) -> None:
+        """Take over the holders in an arena: one that is stopped, or inside a C call, will not come to us by itself."""
+        for owner in sorted(_leased_owners(arena)):
+            is_new = owner not in self.watch.clients
+            client = self.watch.adopt(arena, owner)
+            if client is None:
+                continue
+            if is_new:
                 self._selector.register(client.pidfd, selectors.EVENT_READ, lambda client=client: self._bury(client))
-                for contract in client.contracts.values():
-                    if contract.owns() and contract.view[contract.place] & at.TAKEN == at.TAKEN:
-                        self.watch.settle(contract)
                 self.emit("adopted", pid=client.pid, reason=f"{len(client.contracts)} contracts in its ledger")
+            for contract in client.contracts.values():
+                if contract.owns() and contract.view[contract.place] & at.TAKEN == at.TAKEN:
+                    self.watch.settle(contract)
 
 
 def _named_arenas(domain: str) -> Iterator[Arena]:
@@ -487,6 +575,16 @@ def _leased_owners(arena: Arena) -> set[int]:
     }
 
 
+def _fitting(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of them, as many as fit into one message."""
+    left = BUDGET
+    for count, item in enumerate(items):
+        left -= len(json.dumps(item)) + 1
+        if left < 0:
+            return items[:count]
+    return items
+
+
 def _client_of(session: Session) -> Client:
     if session.client is None:
         raise _Refused("hello comes first")
@@ -500,16 +598,50 @@ def _number(message: dict[str, Any], key: str, most: int) -> int:
     return value
 
 
-def _user_names(user: int) -> list[str]:
+def _accounts(user: int, group: int) -> tuple[frozenset[str], frozenset[int], frozenset[str]]:
+    """Names of a user, numbers and names of his groups, as the system's tables have them."""
+    import grp
     import pwd
 
     try:
-        return [pwd.getpwuid(user).pw_name]
+        name = pwd.getpwuid(user).pw_name
+        groups = frozenset(os.getgrouplist(name, group))
     except KeyError:
-        return []
+        return frozenset(), frozenset({group}), frozenset()
+    names = set()
+    for number in groups:
+        with contextlib.suppress(KeyError):
+            names.add(grp.getgrgid(number).gr_name)
+    return frozenset({name}), groups, frozenset(names)
 
 
 # -- ways to run it -------------------------------------------------------------------------------------------------------
+
+
+def open_server(domain: str, policy: Policy | None = None) -> Server:
+    """The supervisor of a domain, not running yet.  SupervisorError says who is it already."""
+    give_up = SYSTEM.monotonic() + BIND_TIMEOUT
+    while True:
+        try:
+            return Server(domain, policy)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        holder = supervisor_pid(domain)
+        if holder is not None or SYSTEM.monotonic() > give_up:
+            who = "another process" if holder is None else "this process" if holder == os.getpid() else "another one"
+            raise SupervisorError(
+                domain,
+                who + ("" if holder is None else f" (pid {holder})") + " is it already",
+                "A domain has one supervisor: end that one first, or let it be.",
+            )
+        SYSTEM.nap(0.005)
+
+
+def raise_descriptor_limit() -> None:
+    """Every client takes three descriptors: have as many as the system lets us."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def run_embedded(domain: str) -> None:
@@ -521,6 +653,7 @@ def run_embedded(domain: str) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     logging.lastResort = None
+    raise_descriptor_limit()
     try:
         server = Server(domain, linger=LINGER)
     except OSError:

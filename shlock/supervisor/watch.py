@@ -27,7 +27,6 @@ about a lock, never alone about a process.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Callable
 
@@ -127,6 +126,7 @@ class Watch:
         self.clients: dict[int, Client] = {}  # by identity word
         self._emit = emit
         self._shortest = NEVER  # the shortest lease that was granted
+        self.due = NEVER  # when to look again, in monotonic nanoseconds
 
     # -- contracts ----------------------------------------------------------------------------------------------------
 
@@ -134,6 +134,7 @@ class Watch:
         """Watch one more contract, instead of an earlier one in the same slot."""
         contract.client.contracts[contract.slot] = contract
         self._shortest = min(self._shortest, contract.watched.terms.lease)
+        self.due = min(self.due, SYSTEM.monotonic_ns() + contract.watched.terms.lease)
 
     def remove(self, client: Client, slot: int) -> None:
         client.contracts.pop(slot, None)
@@ -148,8 +149,8 @@ class Watch:
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    def look(self) -> int:
-        """Do what is due; when to look again, in monotonic nanoseconds."""
+    def look(self) -> None:
+        """Do what is due, and note when to look again."""
         now = SYSTEM.monotonic_ns()
         due = now + self._shortest if self._shortest != NEVER else NEVER
         owner_bits, first = at.OWNER, _ledger.DEADLINE
@@ -168,11 +169,11 @@ class Watch:
                     due = again
                 if verdict is not Verdict.NOTHING:
                     self._act(contract, verdict)
-        return due
+        self.due = due
 
     def _act(self, contract: Supervised, verdict: Verdict) -> None:
         if verdict is Verdict.TERMINATE:
-            self.terminate(contract, "lease over")
+            self.terminate(contract, "lease revoked" if contract.watched.is_revoked else "lease over")
         elif verdict is Verdict.KILL:
             self._kill_if_still_due(contract, at.LEASE_REVOKED if contract.watched.is_revoked else at.LEASE_OVERRUN)
         elif verdict is Verdict.TAKE_AWAY:
@@ -193,9 +194,9 @@ class Watch:
         self._emit("terminate", contract=contract, token=contract.token, reason=reason)
 
     def _kill_if_still_due(self, contract: Supervised, reason: int) -> None:
-        deadline = contract.deadline
-        SYSTEM.membarrier()  # K2
-        if contract.owns() and contract.deadline == deadline:
+        deadline = contract.watched.deadline
+        SYSTEM.membarrier()  # K2: after the clock was read, and before the ledger and W are read again, in this order
+        if contract.deadline == deadline and contract.owns():
             self.kill(contract, reason)
 
     def kill(self, contract: Supervised, reason: int) -> bool:
@@ -261,9 +262,12 @@ class Watch:
         """D, K6: the pidfd of a client is readable: pass on what it held, and forget it."""
         for contract in client.contracts.values():
             try:
-                self._pass_on(contract)
+                if contract.owns():
+                    self._pass_on(contract)
             except Exception:  # one damaged segment must not keep the others' locks
                 log.exception("passing on %s", contract.text)
+        for arena in {id(contract.arena): contract.arena for contract in client.contracts.values()}.values():
+            parking_of(arena).reap_all_of(client.word)
         if self.clients.get(client.word) is client:
             del self.clients[client.word]
         client.contracts.clear()
@@ -282,10 +286,7 @@ class Watch:
                 break
         if crash_points:
             crash_points[0]("S-D passed on, nobody woken")
-        parking = parking_of(contract.arena)
-        parking._reap_in_line(contract.block)
-        if not view[place] & at.OWNER:
-            parking.unpark_one(contract.block)
+        parking_of(contract.arena).unpark_one(contract.block)
         if held:
             sentence = view[start + at.BLOCK_SENTENCE]
             reason = sentence & at.FLAGS if sentence & at.OWNER == word else 0
@@ -296,29 +297,27 @@ class Watch:
     # -- adoption -----------------------------------------------------------------------------------------------------
 
     def adopt(self, arena: Arena, owner: int) -> Client | None:
-        """The client behind an owner word whose process has not come to us yet: by its pidfd and its ledger, which stay."""
+        """The client behind an owner word, and its contracts in this arena, from its ledger; None if it is dead or has none."""
+        if owner == _process.current.word:
+            return self.clients.get(owner)
         client = self.clients.get(owner)
-        if client is not None or owner == _process.current.word:
-            return client
-        pidfd = SYSTEM.pidfd_open(_process.pid_of(owner))
-        if pidfd is None:
-            return None
-        ledger = None
-        try:
-            if _process.is_alive(owner):
-                ledger = ledger_of(_process.pid_of(owner), owner)
-        finally:
+        if client is None:
+            pidfd = SYSTEM.pidfd_open(_process.pid_of(owner))
+            if pidfd is None:
+                return None
+            ledger = _ledger.ledger_of(_process.pid_of(owner), owner, arena.identity) if _process.is_alive(owner) else None
             if ledger is None:
                 SYSTEM.close(pidfd)
-        if ledger is None:
-            return None
-        client = self.clients[owner] = Client(owner, pidfd, ledger, SYSTEM.geteuid())
-        now = SYSTEM.monotonic_ns()
-        identities = ledger.view[_ledger.ARENA : _ledger.ARENA + _ledger.SLOTS].tolist()
-        for slot in (slot for slot, identity in enumerate(identities) if identity == arena.identity):
-            block = ledger.view[_ledger.BLOCK + slot]
-            lease, grace, rank = (ledger.view[field + slot] for field in (_ledger.LEASE, _ledger.GRACE, _ledger.RANK))
-            if 0 < block < arena.layout.blocks and lease:
+                return None
+            client = self.clients[owner] = Client(owner, pidfd, ledger, SYSTEM.geteuid())
+        view, now = client.ledger.view, SYSTEM.monotonic_ns()
+        for slot, identity in enumerate(view[_ledger.ARENA : _ledger.ARENA + _ledger.SLOTS].tolist()):
+            if identity != arena.identity or slot in client.contracts:
+                continue
+            block, lease, grace, rank = (
+                view[field + slot] for field in (_ledger.BLOCK, _ledger.LEASE, _ledger.GRACE, _ledger.RANK)
+            )
+            if block < arena.layout.blocks and 0 < lease < NEVER and grace < NEVER:
                 self.add(
                     Supervised(
                         client, slot, arena, block, Terms(lease, grace), name=name_of(arena, block), rank=rank & 0xFFFFFFFF,
@@ -333,28 +332,3 @@ def name_of(arena: Arena, block: int) -> str | None:
 
     name = name_at(arena, block)
     return None if name is None else name.decode("utf-8", "replace")
-
-
-def ledger_of(pid: int, owner: int, *, read_only: bool = False) -> _ledger.Ledger | None:
-    """The ledger of a process, through its open descriptors; None if it has none or it can't be looked at."""
-    folder = f"/proc/{pid}/fd"
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return None
-    for name in names:
-        try:
-            if not os.readlink(f"{folder}/{name}").startswith(f"/memfd:{_ledger.NAME}"):
-                continue
-            fd = os.open(f"{folder}/{name}", (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            ledger = _ledger.Ledger.over(fd, read_only=read_only)
-        except (OSError, ValueError):
-            os.close(fd)
-            continue
-        if ledger.owner == owner:
-            return ledger
-        ledger.close()
-    return None

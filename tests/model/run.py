@@ -80,6 +80,7 @@ TWO_LEAVE = dict(THREADS=2, WITHDRAW=1, TOKENS=1, SEQUENCES=1)
 FOREIGN = dict(THREADS=2, FOREIGN=1, TOKENS=1, SEQUENCES=1)
 CRASH = dict(THREADS=2, CRASHES=1, POLL=1)
 LOST = dict(THREADS=3, CRASHES=1, POLL=2, **SMALL)
+ONLY_S1 = dict(CHECK_S4=0, CHECK_S5=0, CHECK_S6=0, CHECK_S7=0)
 NEWCOMER = dict(THREADS=4, SPOTS=3, NEWCOMERS=1, CRASHES=1, POLL=1, TOKENS=1, ROUNDS=1, SCAN_AT_ONCE=1)
 SMALL_NEWCOMER = dict(THREADS=3, SPOTS=2, NEWCOMERS=1, CRASHES=1, POLL=1, TOKENS=1, ROUNDS=1)
 TWO_NEWCOMERS = dict(THREADS=4, SPOTS=2, NEWCOMERS=2, CRASHES=1, POLL=1, TOKENS=1, ROUNDS=1)
@@ -198,6 +199,50 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     refuted("condition-no-reap-first", DEADLOCK, "condition", CONSUMERS=3, CRASHES=2, POLL=1, MUTATION="REAP_FIRST"),
     refuted("condition-no-poll-ignores-S", DEADLOCK, "condition", CRASHES=1, WITHDRAW=1, POLL=1, MUTATION="POLL_IGNORES_S"),
     refuted("condition-no-notify-skips", DEADLOCK, "condition", ITEMS=2, MUTATION="NOTIFY_SKIPS"),
+    # Leases and the supervisor.
+    holds("enforcement-2", "enforcement", size="quick"),
+    holds("enforcement-2-two-rounds", "enforcement", ROUNDS=2, STALLS=0),
+    holds("enforcement-2-store-buffer", "enforcement", STORE_BUFFER=1, size="quick"),
+    holds("enforcement-2-crash", "enforcement", CRASHES=1, STORE_BUFFER=1),
+    holds("enforcement-2-supervisor-dies", "enforcement", SUPERVISOR_DEATHS=1),
+    holds("enforcement-2-supervisor-dies-for-good", "enforcement", SUPERVISOR_DEATHS=1, SUCCESSOR=0, CRASHES=1),
+    holds("enforcement-2-supervisor-dies-progress", "enforcement", SUPERVISOR_DEATHS=1, progress=True),
+    holds("enforcement-2-stall-two-rounds", "enforcement", ROUNDS=2, size="deep"),
+    holds("enforcement-2-supervisor-dies-store-buffer", "enforcement", SUPERVISOR_DEATHS=1, STORE_BUFFER=1, size="deep"),
+    holds("enforcement-2-two-supervisors-die-crash", "enforcement", SUPERVISOR_DEATHS=2, CRASHES=1, size="deep"),
+    holds("enforcement-3-siblings", "enforcement", THREADS=3, SIBLINGS=1, STALLS=0, size="deep"),
+    # The first draft: W names the supervisor while it decides.  It needs a living one for good.
+    holds("enforcement-2-by-name", "enforcement", BY_NAME=1, size="deep"),
+    holds("enforcement-2-by-name-supervisor-dies", "enforcement", BY_NAME=1, SUPERVISOR_DEATHS=1, size="deep"),
+    refuted("enforcement-no-by-name-alone", "S3", "enforcement", BY_NAME=1, STALLS=0, SUPERVISOR_DEATHS=1, SUCCESSOR=0, size="quick"),
+    refuted("enforcement-no-T0", "S1", "enforcement", BY_NAME=1, SUPERVISOR_DEATHS=1, **ONLY_S1, MUTATION="NO_T0", size="deep"),
+    refuted("enforcement-no-poll-takes-supervisors", "S1", "enforcement", BY_NAME=1, SUPERVISOR_DEATHS=1, **ONLY_S1,
+            MUTATION="POLL_TAKES_SUPERVISORS", size="deep"),
+    refuted("enforcement-no-E3", "S1", "enforcement", CHECK_S6=0, MUTATION="E3_SKIPPED", size="quick"),
+    refuted("enforcement-no-E3-ignores-taken", "S1", "enforcement", CHECK_S6=0, MUTATION="E3_IGNORES_TAKEN", size="deep"),
+    refuted("enforcement-no-E3-yields", "S3", "enforcement", SUPERVISOR_DEATHS=1, SUCCESSOR=0, MUTATION="E3_YIELDS"),
+    refuted("enforcement-no-K2-second-look", "S2", "enforcement", STORE_BUFFER=1, MUTATION="K2_NO_SECOND_LOOK", size="quick"),
+    refuted("enforcement-no-K2-membarrier", "S2", "enforcement", STORE_BUFFER=1, MUTATION="K2_NO_MEMBARRIER"),
+    refuted("enforcement-no-K2-clock-last", "S2", "enforcement", MUTATION="K2_CLOCK_LAST", size="deep"),
+    refuted("enforcement-no-T2-membarrier", "S1", "enforcement", STORE_BUFFER=1, CHECK_S6=0, MUTATION="T2_NO_MEMBARRIER", size="quick"),
+    refuted("enforcement-no-K5", "S6", "enforcement", MUTATION="PASS_ON_EARLY"),
+    refuted("enforcement-no-K5-unchecked", "S1", "enforcement", **ONLY_S1, MUTATION="PASS_ON_EARLY", size="deep"),
+    refuted("enforcement-no-T1-frees", "S1", "enforcement", MUTATION="T1_FREES"),
+    refuted("enforcement-no-T3-never-gives-back", "S1", "enforcement", CHECK_S6=0, MUTATION="T3_NEVER_GIVES_BACK", size="deep"),
+    refuted("enforcement-no-T3-stores", "S1", "enforcement", CHECK_S6=0, MUTATION="T3_STORES", size="deep"),
+    refuted("enforcement-no-T3-drops-died", "S5", "enforcement", MUTATION="T3_DROPS_DIED"),
+    refuted("enforcement-no-T3-tells", "S5", "enforcement", MUTATION="T3_TELLS", size="deep"),
+    refuted("enforcement-no-T-at-once", "S7", "enforcement", MUTATION="T_AT_ONCE", size="deep"),
+    refuted("enforcement-no-T-without-token", "S7", "enforcement", ROUNDS=2, MUTATION="T_WITHOUT_TOKEN"),
+    refuted("enforcement-no-X1-after-X2", "S2", "enforcement", MUTATION="X1_AFTER_X2"),
+    refuted("enforcement-no-X1-writes-0", "S7", "enforcement", ROUNDS=2, MUTATION="X1_WRITES_0", size="deep"),
+    refuted("enforcement-no-X1-writes-0-told-twice", "S5", "enforcement", ROUNDS=2, CRASHES=1, CHECK_S7=0, MUTATION="X1_WRITES_0"),
+    refuted("enforcement-no-E0", "S7", "enforcement", ROUNDS=2, MUTATION="NO_E0", size="deep"),
+    refuted("enforcement-no-X2-any-owner", "S1", "enforcement", ROUNDS=2, **ONLY_S1, MUTATION="X2_ANY_OWNER"),
+    refuted("enforcement-no-token-before-E3", "S4", "enforcement", MUTATION="TOKEN_BEFORE_E3"),
+    refuted("enforcement-no-seat", "S1", "enforcement", THREADS=3, SIBLINGS=1, STALLS=0, **ONLY_S1, MUTATION="NO_SEAT"),
+    refuted("enforcement-no-respite", "S8", "enforcement", SUPERVISOR_DEATHS=1, MUTATION="NO_RESPITE"),
+    refuted("enforcement-no-taken-left-alone", "S3", "enforcement", SUPERVISOR_DEATHS=1, MUTATION="TAKEN_LEFT_ALONE"),
 )
 
 

@@ -1,0 +1,191 @@
+"""What supervision costs and how fast it is: leased locks, overruns, deaths, and an idle supervisor.
+
+    cost      ``with`` and acquire() with release() of a leased lock, as a ratio to the plain one's in the same process
+    overrun   from the deadline (grace 0) of a holder that sleeps to the heir inside
+    death     from SIGKILL of a holder whose lease is long to the heir inside
+    idle      share of one core that the supervisor uses while so many leased locks (lease 0.2 s) are open and unused
+    grants    contracts granted per second, one process asking
+
+The floor is what the kernel needs to take an identical process apart: from SIGKILL to its pidfd being readable.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import shlock
+from shlock import _client, snapshot
+
+from .crew import Board, CellFailed, Crew, Host
+from .recovery import FLOOR, Outcome, _floor
+from .report import NO_FIGURE, Findings, Table, number, quartiles
+from .rounds import Series, percentile, turns
+from .uncontended import USAGES, fastest
+
+REPETITIONS, REPETITIONS_QUICK = 100, 15
+ROUNDS, ROUNDS_QUICK = 21, 7
+BATCHES, BATCHES_QUICK = 40, 15
+IDLE_S, IDLE_S_QUICK = 10.0, 3.0
+OPEN_LOCKS = (1000, 10_000)
+OVERRUN_LEASE_S = 0.03
+PATIENCE_S = 10.0
+POLL_S = 0.01  # a random part of it is added before a kill, so that no poll of the waiter is hit in step
+
+_READY, _STAMP_NS, _TOLD = range(3)  # words of a worker's row; the owner is worker 0
+
+
+def _cost_setup(domain: str, batches: int) -> Callable[[tuple[str, str]], float]:
+    locks = {"plain": shlock.Lock("plain", domain=domain), "leased": shlock.Lock("leased", domain=domain, lease=3600)}
+    counts: dict[str, int] = {}
+
+    def answer(question: tuple[str, str]) -> float:
+        usage, which = question
+        return fastest(lambda count: USAGES[usage](locks[which], count), batches, counts, usage + which)
+
+    return answer
+
+
+def _cost(domain: str, quick: bool) -> dict[str, dict[str, Series]]:
+    series = {usage: {which: Series() for which in ("plain", "leased")} for usage in USAGES}
+    host = Host(partial(_cost_setup, domain, BATCHES_QUICK if quick else BATCHES))
+    try:
+        for index, which in turns(["plain", "leased"], ROUNDS_QUICK if quick else ROUNDS):
+            for usage in USAGES:
+                series[usage][which].values[index] = host.ask((usage, which), PATIENCE_S)
+    finally:
+        host.close()
+    return series
+
+
+def _own(domain: str, lease: float, board: Board) -> None:
+    lock = shlock.Lock("held", domain=domain, lease=lease)
+    with lock as hold:
+        board.words[board.row(0) + _STAMP_NS] = round(hold.deadline * 1e9)
+        board.words[board.row(0) + _READY] = 1
+        while True:
+            signal.pause()
+
+
+def _wait(domain: str, board: Board) -> None:
+    lock = shlock.Lock("held", domain=domain, lease=3600)
+    board.words[board.row(1) + _READY] = 1
+    with lock:
+        board.words[board.row(1) + _STAMP_NS] = time.monotonic_ns()
+        board.words[board.row(1) + _TOLD] = lock.abandoned is not None
+
+
+def _heir_after(domain: str, lease: float, kills: bool, outcome: Outcome) -> None:
+    """One holder and one heir; the time from the kill, or from the deadline, until the heir is inside."""
+    board = Board(2)
+    try:
+        with Crew() as crew:
+            heir_ready, owner_ready = board.row(1) + _READY, board.row(0) + _READY
+            owner = crew.start(_own, domain, lease, board)
+            board.await_all([owner_ready], PATIENCE_S, crew)
+            heir = crew.start(_wait, domain, board)
+            if kills:
+                board.await_all([heir_ready], PATIENCE_S, crew)
+                time.sleep(0.02 + random.uniform(0, POLL_S))
+                assert owner.pid is not None
+                since = time.monotonic_ns()
+                os.kill(owner.pid, signal.SIGKILL)
+            else:
+                since = board.words[board.row(0) + _STAMP_NS]
+            crew.wait([heir], PATIENCE_S)
+        outcome.first_ns.append(board.words[board.row(1) + _STAMP_NS] - since)
+        outcome.told += board.words[board.row(1) + _TOLD]
+    except CellFailed as failure:
+        outcome.failures.append(str(failure))
+    finally:
+        board.close()
+
+
+def _supervisor_pid(domain: str) -> int:
+    return int(_client.ask(domain, {"op": "who"})["pid"])
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _idle(domain: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Open the locks, note how long that took, and look what the supervisor uses while nothing happens."""
+    found: dict[str, dict[str, float]] = {}
+    locks: list[Any] = []
+    for count in OPEN_LOCKS:
+        start, before = time.monotonic(), len(locks)
+        locks += [shlock.Lock(f"idle-{index}", domain=domain, lease=0.2) for index in range(before, count)]
+        grants = (count - before) / (time.monotonic() - start)
+        pid = _supervisor_pid(domain)
+        time.sleep(0.5)
+        used, start = _cpu_seconds(pid), time.monotonic()
+        time.sleep(seconds)
+        share = (_cpu_seconds(pid) - used) / (time.monotonic() - start)
+        found[str(count)] = {"share": share, "grants_per_second": grants}
+    return found
+
+
+def run(quick: bool, scratch: Any) -> Findings:
+    """Measure; about 20 s when quick, else a minute and a half."""
+    domain = scratch.name()
+    scratch.at_exit(lambda: snapshot.clean(domain))
+    keeper = shlock.Lock("keeper", domain=domain, lease=3600)  # so that the supervisor stays
+    series = _cost(domain, quick)
+    outcomes = {"overrun": Outcome(), "death": Outcome(), FLOOR: Outcome()}
+    for _, name in turns(list(outcomes), REPETITIONS_QUICK if quick else REPETITIONS):
+        if name == FLOOR:
+            _floor(outcomes[name])
+        else:
+            _heir_after(domain, OVERRUN_LEASE_S if name == "overrun" else 60.0, name == "death", outcomes[name])
+    host = Host(lambda: partial(_idle, scratch.name()))
+    try:
+        idle = host.ask(IDLE_S_QUICK if quick else IDLE_S, 120.0)
+    finally:
+        host.close()
+    del keeper
+    return _findings(series, outcomes, idle)
+
+
+def _findings(
+    series: dict[str, dict[str, Series]], outcomes: dict[str, Outcome], idle: dict[str, dict[str, float]]
+) -> Findings:
+    cost_rows = []
+    data: dict[str, Any] = {"cost": {}, "after": {}, "idle": idle}
+    for usage, both in series.items():
+        found = both["leased"].ratio_to(both["plain"])
+        plain, leased = both["plain"].spread(), both["leased"].spread()
+        assert found and plain and leased
+        cost_rows.append([usage, number(plain.median), number(leased.median), number(found.median), quartiles(found)])
+        data["cost"][usage] = {"ratio": found.median, **{which: one.as_json() for which, one in both.items()}}
+    floor = percentile(outcomes[FLOOR].first_ns, 50)
+    after_rows = []
+    for name, outcome in outcomes.items():
+        times = [number(percentile(outcome.first_ns, percent) / 1e6) for percent in (50, 90, 100)]
+        told = NO_FIGURE if name == FLOOR else str(outcome.told)
+        over = percentile(outcome.first_ns, 50) / floor
+        after_rows.append([name, *times, number(over), str(len(outcome.first_ns)), told, str(len(outcome.failures))])
+        data["after"][name] = {"first_ns": outcome.first_ns, "times_floor": over, "failures": outcome.failures}
+    idle_rows = [
+        [f"{int(count):,}", number(found["share"] * 100), number(found["grants_per_second"])] for count, found in idle.items()
+    ]
+    return Findings(
+        [
+            Table("Leased lock, uncontended", ["usage", "plain, ns", "leased, ns", "ratio", "p25..p75"], cost_rows),
+            Table(
+                "Supervised: until the heir is inside",
+                ["after", "median, ms", "p90", "max", "times the floor", "repetitions", "heir told", "failed"],
+                after_rows,
+                ["overrun: from the deadline, grace 0; death: from SIGKILL of a holder whose lease is long"],
+            ),
+            Table("Idle supervisor", ["leased locks open", "per cent of a core", "grants/s"], idle_rows),
+        ],
+        data,
+    )

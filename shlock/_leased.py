@@ -1,0 +1,258 @@
+"""Acquiring and releasing a leased lock: the steps around those of a plain one, and the path for when nobody is in the way.
+
+A lock that is opened with ``lease=`` belongs to a contract, which the supervisor of its domain grants.  From then on the holder
+needs nobody: it writes its deadline into its own ledger after it got the lock, and clears it before it releases.  The
+supervisor watches from outside.
+
+    E0  the seat: one thread of this process at a time from here to X3.  DEADLINE is 0
+    E1  acquire W, as ever
+    E2  DEADLINE := now + lease                                              plain store
+    E3  w = W, plain load.  ours with TAKEN: CAS(w -> w without TAKEN), failed: E3.  not ours any more: DEADLINE := 0, E1 again
+    E4  token + 1: inside
+    X1  DEADLINE := 0; LEFT if an earlier owner's death is still told by W   plain store
+    X2  release W, as ever, with TAKEN or without.  W is not ours any more: nothing to do
+    X3  DEADLINE := 0 after LEFT; leave the seat
+
+Between E1 and E2, and between X1 and X2, the ledger does not say that we are inside.  A holder that stalls there has its lock
+taken away by the supervisor (see ``supervisor/watch.py``): that is what E3 and X2 look for.  No fence is needed here: the
+supervisor makes every processor pass one (membarrier) after it set TAKEN and before it reads DEADLINE again, so either it sees
+our DEADLINE, or E3 sees TAKEN.
+
+W and the ledger name the process.  The seat keeps its threads apart: one that stalls before X2 must not release what another
+has got since.  A leased lock is released by the thread that took it.
+
+    killed or stopped    the ledger says    done by the supervisor
+    after E1             not inside         W is taken away after a lease; dead: pass on, abandoned
+    after E2, E4         inside             killed at deadline + grace, pass on, abandoned
+    after X1             not inside         W is taken away after a lease; dead: pass on, abandoned
+    after X2             not inside         nothing to do
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import _layout as at
+from . import _ledger, _process
+from ._atomic import raw_compare_exchange
+from ._owned import ZERO, OwnedWords, describe, new_cell, spare_mine, spare_zeros
+from ._process import identity_pointer
+from ._sys import SYSTEM
+from .contract import FREE, Grant, Lease
+
+__all__ = ["LeasedPath", "make_leased_path"]
+
+
+class LeasedPath(NamedTuple):
+    """What a leased lock does instead of a plain one.
+
+    ``take`` and ``leave`` go in and out by any acquire and release of the word that are given: for ``repair()`` and Conditions.
+    """
+
+    acquire: Callable[..., bool]
+    release: Callable[..., None]
+    enter: Callable[[], Lease]
+    exit: Callable[..., None]
+    take: Callable[..., Lease | None]
+    leave: Callable[[Callable[[], object]], None]
+
+
+def make_leased_path(
+    words: OwnedWords,
+    plain: tuple[Callable[..., bool], Callable[[], None], Callable[..., None]],
+    renew: Callable[[OwnedWords], Grant],
+    *,
+    recursive: bool,
+) -> LeasedPath:
+    """The path of a leased lock, around that of a plain one."""
+    acquire_plain, release_plain, leave_plain = plain
+    view, (place, word), token_place = words.view, words.places[0], words.block.start + at.BLOCK_TOKEN
+    block_words = words.block.arena.words
+    clock, owner_bits = SYSTEM.monotonic_ns, at.OWNER
+    compare_exchange, me, zero, zeros, mine = raw_compare_exchange, identity_pointer, ZERO, spare_zeros, spare_mine
+    take_zero, give_zero, take_mine, give_mine = zeros.pop, zeros.append, mine.pop, mine.append
+
+    def make_enter(as_lease: bool) -> Callable[..., Any]:
+        """``take`` for the case that is all but always: nobody has the lock.  It returns the Lease, or True.
+
+        A seat that is not ours any more after a call means that we are a forked child, and that none of this is ours.
+        """
+
+        def enter(block: bool = True, timeout: float | None = None) -> Any:
+            grant: Grant = words.grant
+            thread = get_ident()
+            if grant.seat or timeout is not None:
+                return enter_slowly(block, timeout, as_lease)
+            grant.seat = thread  # E0: no call since the test, so nobody came in between
+            called = False
+            try:
+                expected, cell = operand = take_zero()
+                called = True
+                if compare_exchange(word, expected, me):  # E1
+                    words.thread = thread
+                    give_zero(operand)
+                    ends = clock() + grant.lease_ns
+                    if grant.seat == thread:
+                        ledger = grant.view
+                        ledger[grant.deadline] = ends  # E2
+                        if view[place] == grant.word or is_ours(grant):  # E3
+                            view[token_place] = token = view[token_place] + 1  # E4
+                            if grant.odd and grant.record_site:
+                                grant.note_site(2)
+                            if not as_lease:
+                                return True
+                            lease = Lease()
+                            lease._grant = grant
+                            lease._ends = ends
+                            lease.token = token
+                            return lease
+                        ledger[grant.deadline] = 0
+                    words.thread = 0
+                else:
+                    cell[0] = 0
+                    give_zero(operand)
+            except BaseException as error:
+                if called and cell[0] == 0 and grant.seat == thread:
+                    words.thread = thread  # E1 was made
+                undo(grant)
+                if error.__class__ is not IndexError or called or zeros:  # else another thread has the last operand
+                    raise
+                give_zero(new_cell(0))
+            if grant.seat == thread:
+                grant.leave_seat()
+            return enter_slowly(block, timeout, as_lease)
+
+        return enter
+
+    def enter_slowly(block: bool, timeout: float | None, as_lease: bool) -> Any:
+        lease = take(acquire_plain, block, timeout, 3)
+        return lease if as_lease else lease is not None
+
+    def take(
+        acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1
+    ) -> Lease | None:
+        until = clock() + int(max(0.0, timeout) * 1e9) if block and timeout is not None else None
+        while True:
+            grant: Grant = words.grant
+            if grant.is_away:
+                grant = renew(words)
+            if grant.seat == get_ident():
+                # The thread has it already: deeper into an RLock, or into the deadlock that a Lock makes of it.
+                return grant.lease if acquire_word(block, timeout) else None
+            try:
+                if not grant.wait_for_seat(block, until):  # E0
+                    if grant.is_away:
+                        continue
+                    return None
+                while acquire_word(block, timeout if until is None else max(0.0, (until - clock()) / 1e9)):  # E1
+                    grant.view[grant.deadline] = ends = clock() + grant.lease_ns  # E2
+                    if view[place] == grant.word or is_ours(grant):  # E3
+                        view[token_place] = token = view[token_place] + 1  # E4
+                        if grant.record_site:
+                            grant.note_site(frames)
+                        lease = Lease()
+                        lease._grant, lease._ends, lease.token = grant, ends, token
+                        return lease
+                    grant.view[grant.deadline] = 0
+                    words.thread = 0
+                grant.leave_seat()
+                return None
+            except BaseException:
+                undo(grant)
+                raise
+
+    def is_ours(grant: Grant) -> bool:
+        """E3, when W is not just our name: with flags, TAKEN among them, or another's."""
+        while (w := view[place]) & owner_bits == grant.word:
+            if w & at.TAKEN != at.TAKEN or block_words.compare_exchange(place, w, w & ~at.TAKEN):
+                if w & at.DIED:
+                    grant.left, grant.odd = _ledger.LEFT, True
+                return True
+        return False
+
+    def undo(grant: Grant) -> None:
+        """After an exception on the way in, anywhere between E0 and the return."""
+        if grant.seat == get_ident():
+            if words.thread == get_ident() and view[place] & owner_bits == grant.word:
+                leave(leave_plain)
+            else:
+                grant.view[grant.deadline] = 0
+                grant.leave_seat()
+
+    def leave(release_word: Callable[[], object]) -> None:
+        grant: Grant = words.grant
+        if grant.seat != get_ident() or words.depth > 1:
+            release_word()
+            return
+        try:
+            grant.view[grant.deadline] = grant.left  # X1
+            release_word()  # X2
+        except ValueError:
+            if view[place] & owner_bits == grant.word:
+                raise  # else it was taken away meanwhile
+        finally:
+            if grant.left:
+                grant.view[grant.deadline] = grant.left = 0
+            grant.leave_seat()  # X3
+
+    def make_exit(leave_slowly: Callable[[], None]) -> Callable[..., None]:
+        """``leave`` for the case that is all but always: nobody waits, and nothing is odd."""
+
+        def exit_(kind: object = None, value: object = None, traceback: object = None) -> None:
+            grant: Grant = words.grant
+            thread = get_ident()
+            if grant.seat != thread or grant.odd or (recursive and words.depth > 1):
+                return leave_slowly()
+            called = False
+            try:
+                expected, cell = operand = take_mine()
+                if grant.seat != thread:
+                    return None  # a forked child, in the middle of its parent's release
+                grant.view[grant.deadline] = 0  # X1
+                called = True
+                if compare_exchange(word, expected, zero):  # X2
+                    if grant.seat == thread:
+                        words.thread = 0
+                        grant.seat = FREE  # X3
+                        give_mine(operand)
+                    return None
+                if grant.seat != thread:
+                    return None
+                cell[0] = grant.word
+                give_mine(operand)
+            except BaseException as error:
+                if grant.seat == thread:
+                    if called and cell[0] == grant.word:  # X2 was made
+                        words.thread = 0
+                        grant.leave_seat()
+                    else:
+                        leave(leave_plain)
+                if error.__class__ is not IndexError or called or mine:
+                    raise
+                give_mine(new_cell(_process.current.word))
+                return None
+            return leave(leave_plain)
+
+        return exit_
+
+    def release_slowly() -> None:
+        if words.grant.seat == get_ident():
+            leave(leave_plain)
+            return
+        owner = view[place] & owner_bits
+        if owner and not recursive:
+            raise ValueError(
+                f"{describe(words.block)} is leased: it is released by the thread that took it, of pid {_process.pid_of(owner)}"
+            )
+        release_plain()  # raises what there is to be raised
+
+    return LeasedPath(
+        acquire=make_enter(False),
+        release=make_exit(release_slowly),
+        enter=make_enter(True),
+        exit=make_exit(lambda: leave(leave_plain)),
+        take=take,
+        leave=leave,
+    )
