@@ -177,7 +177,7 @@ class Connection:
             except SupervisorError:
                 raise
             except GONE as error:  # also in the middle of our hello, if it was just about to end
-                log.debug("the supervisor of domain %r has gone: %s", self.domain, error)
+                log.debug("the supervisor of domain %r has gone: %s", self.domain, str(error))  # its traceback holds the lock
                 if connection is not None:
                     self._disconnect(connection)
                 if SYSTEM.monotonic() > deadline:

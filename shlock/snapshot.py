@@ -375,21 +375,28 @@ def _remove_semaphores(identity: int) -> list[str]:
 
 
 def _remove_orphaned_semaphores() -> list[str]:
-    """Semaphores whose arena is gone: left behind only if an arena's janitor was killed, too."""
-    living = set()
-    for snapshot in domains():
-        path = snapshot.segment if snapshot.segment.startswith("/") else f"{SHM_FOLDER}/{snapshot.segment}"
-        living.add(_identity_of(path))
-    removed = []
+    """Semaphores whose arena is gone: left behind only if an arena's janitor was killed, too.
+
+    The semaphores are listed first: an arena that is made while we look for the living has none among them.  And the living
+    are looked for twice: an arena may be missed whose process forked and ended meanwhile, for the child was not listed yet.
+    """
+    orphans: dict[str, int] = {}
     for name in os.listdir(SHM_FOLDER):
         parts = name.split("-")
-        if parts[0] != f"sem.{PREFIX}" or len(parts) != 3:
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            facts = os.stat(f"{SHM_FOLDER}/{name}")
-            if facts.st_uid == SYSTEM.geteuid() and int(parts[1], 16) not in living and _unlink(name):
-                removed.append(name)
-    return removed
+        if parts[0] == f"sem.{PREFIX}" and len(parts) == 3:
+            with contextlib.suppress(OSError, ValueError):
+                if os.stat(f"{SHM_FOLDER}/{name}").st_uid == SYSTEM.geteuid():
+                    orphans[name] = int(parts[1], 16)
+    for _ in range(2):
+        if orphans:
+            living = set(_living_arenas())
+            orphans = {name: identity for name, identity in orphans.items() if identity not in living}
+    return [name for name in orphans if _unlink(name)]
+
+
+def _living_arenas() -> Iterator[int | None]:
+    for snapshot in domains():
+        yield _identity_of(snapshot.segment if snapshot.segment.startswith("/") else f"{SHM_FOLDER}/{snapshot.segment}")
 
 
 def _unlink(name: str) -> bool:

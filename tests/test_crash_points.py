@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_enforcement
 from support import (
     PATIENCE,
     Child,
@@ -1203,5 +1204,6 @@ def test_each_crash_point_of_the_source_has_a_scenario_in_which_a_process_dies_t
     assert len(source) > 20
     assert calls >= len(source)
     covered = {label for always, others in LABELS.values() for label in (*always, *others)}
+    covered |= {*test_enforcement.CAUSES, *test_enforcement.GRANTS, test_enforcement.ADOPTION}
     assert source - covered == set(), "crash points at which no test kills anybody"
     assert covered - source == set(), "labels that the source does not have (any more)"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import json
 import os
 import pickle
 import random
@@ -40,7 +42,7 @@ import shlock
 from shlock import _client, _ledger, _messages, _names, _process, _sys
 from shlock.errors import ContractDenied, LeaseExpired
 from shlock.supervisor.policy import parse
-from shlock.supervisor.server import Server
+from shlock.supervisor.server import Server, run_embedded
 
 # Words of the page.
 INSIDE, TOKEN, VIOLATIONS, FALLS, HELD, GO, DONE, OVER, READY, PROGRESS, STAY = range(11)
@@ -181,6 +183,7 @@ def overrun(
     lock = leased(domain, name, lease, grace=grace)
     with lock as hold:
         go_in(page, hold)
+        page[LEFT_OF] = round(hold.deadline * 1e9)
         page[HELD] = number
         stay()
 
@@ -235,6 +238,7 @@ def test_who_stays_too_long_is_killed_and_the_lock_goes_on(
     stay: Callable[[], None], rounds: int, domain: str, page: Page
 ) -> None:
     heir = Child(inherit, domain, page, rounds)
+    lateness = []
     for number in range(1, rounds + 1):
         before, token = time.monotonic(), page[TOKEN]
         holder = Child(overrun, domain, page, number, stay)
@@ -244,12 +248,15 @@ def test_who_stays_too_long_is_killed_and_the_lock_goes_on(
         assert time.monotonic() - before >= SHORT, "it had its lease"
         eventually(lambda: page[DONE] == number or not heir.is_alive())
         assert page[TOKEN] > token + 1 or page[HELD] != number
-        assert events(domain, "killed")[-1]["pid"] == holder.pid
+        killed = events(domain, "killed")[-1]
+        assert killed["pid"] == holder.pid
+        lateness.append(to_monotonic(killed["time"]) - page[LEFT_OF])
     told = heir.result()
     assert len(told) == rounds
     assert {entry[1] for entry in told if entry} == {"lease overrun"}
     assert None not in told
     assert len(events(domain, "killed")) == rounds
+    assert min(lateness) >= 0, "killed before the deadline"
 
 
 def test_a_child_of_who_was_killed_lives_on_and_has_nothing(domain: str, page: Page) -> None:
@@ -380,7 +387,7 @@ def leave_in_time(domain: str, page: Page, seat: int, holds: int, seed: int) -> 
         page[COUNT + seat] += 1
 
 
-@pytest.mark.parametrize("holds", [5000, pytest.param(100_000, marks=storm)])
+@pytest.mark.parametrize("holds", [1500, pytest.param(50_000, marks=storm)])
 def test_who_leaves_in_time_is_never_killed(holds: int, domain: str) -> None:
     """Who was descheduled and left too late may be: what counts is what the killed process had written down."""
     page = Page()
@@ -598,6 +605,13 @@ def test_supervisors_die_under_load_and_nothing_is_lost(deaths: int, domain: str
     assert hog_page[VIOLATIONS] == hog_page[FALLS] == 0
 
 
+def idle(domain: str, page: Page) -> None:
+    """Have a contract with a short lease, and use it not."""
+    lock = leased(domain, "another", SHORT)
+    eventually(lambda: page[OVER], patience=2 * PATIENCE)
+    assert not lock.locked()
+
+
 @pytest.mark.parametrize("stay", [spin, stop], ids=lambda stay: stay.__name__)
 def test_time_without_a_supervisor_does_not_count(stay: Callable[[], None], domain: str, page: Page) -> None:
     lease = 0.7
@@ -605,6 +619,8 @@ def test_time_without_a_supervisor_does_not_count(stay: Callable[[], None], doma
     eventually(lambda: page[HELD])
     heir = Child(inherit, domain, page, 1)
     eventually(lambda: heir.pid in {entry["pid"] for entry in contracts(domain)})
+    bystander = Child(idle, domain, page)  # because of whom a supervisor looks often
+    eventually(lambda: bystander.pid in {entry["pid"] for entry in contracts(domain)})
     page[GO] = page[STAY] = 1
     pid = supervisor_of(domain)
     assert pid is not None
@@ -1160,8 +1176,6 @@ MESSAGES: dict[str, dict[str, Any]] = {
 @st.composite
 def messages(draw: st.DrawFn) -> bytes:
     """A message in which some fields are of any type and value, missing, or new."""
-    import json
-
     operation = draw(st.sampled_from(sorted(MESSAGES)))
     message: dict[str, Any] = {"op": operation, **MESSAGES[operation]}
     for field in draw(st.lists(st.sampled_from([*message, "more"]), max_size=3)):
@@ -1176,7 +1190,7 @@ def test_no_type_in_any_field_stops_the_supervisor(connect: Callable[..., Any], 
     server = start_server(domain)
     files = open_files(server)
 
-    @settings(deadline=None, max_examples=100)
+    @settings(deadline=None, max_examples=50)
     @given(st.lists(messages(), min_size=1, max_size=5))
     def check(some: list[bytes]) -> None:
         with connect(domain) as connection:
@@ -1196,7 +1210,7 @@ def test_an_arena_that_is_shown_opens_no_door(domain: str) -> None:
     Child(lambda: leased(domain).locked()).result()
     path = Path("/dev/shm") / _names.segment_name(domain)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=50)
     @given(st.lists(messages(), min_size=1, max_size=5))
     def check(some: list[bytes]) -> None:
         with introduced(domain) as connection, open(path, "rb+") as segment:
@@ -1220,8 +1234,6 @@ def wrong_descriptors() -> list[int]:
     os.ftruncate(small, 4096)
     os.ftruncate(unsealed, _ledger.SIZE)
     os.ftruncate(garbage, _ledger.SIZE)
-    import fcntl
-
     fcntl.fcntl(garbage, fcntl.F_ADD_SEALS, _ledger.SEALS)
     ledger = _ledger.Ledger.create()
     read_only = os.open(f"/proc/self/fd/{ledger.fd}", os.O_RDONLY)
@@ -1330,25 +1342,29 @@ def test_a_client_that_never_reads_loses_its_connection(domain: str) -> None:
     check_service(domain, server)
 
 
-def serve_with_few_files(domain: str, soft: int, hard: int) -> None:
+def with_few_files(soft: int, hard: int, serve: Callable[[str], None], domain: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     serve(domain)
 
 
 def test_hundreds_of_silent_connections_hinder_nobody(domain: str) -> None:
-    server = Child(serve_with_few_files, domain, 1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    """Also where a process may have no more than 1024 descriptors unless it asks for more."""
+    server = Child(with_few_files, 1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1], run_embedded, domain)
     eventually(lambda: supervisor_of(domain) or not server.is_alive())
-    files = open_files(server)
-    with contextlib.ExitStack() as stack:
-        for _ in range(600):
-            stack.enter_context(raw(domain))
+    with raw(domain):  # or it would end when it is idle
         check_service(domain, server)
-    eventually(lambda: open_files(server) <= files, "it closes them")
-    check_service(domain, server)
+        eventually(lambda: not contracts(domain))
+        files = open_files(server)
+        with contextlib.ExitStack() as stack:
+            for _ in range(600):
+                stack.enter_context(raw(domain))
+            check_service(domain, server)
+        eventually(lambda: open_files(server) <= files, "it closes them")
+        check_service(domain, server)
 
 
 def test_a_supervisor_without_descriptors_goes_on_when_there_are_some_again(domain: str) -> None:
-    server = Child(serve_with_few_files, domain, 64, 64)
+    server = Child(with_few_files, 64, 64, serve, domain)
     eventually(lambda: supervisor_of(domain) or not server.is_alive())
     with contextlib.ExitStack() as stack:
         for _ in range(200):

@@ -23,6 +23,8 @@ from support import PATIENCE, SHM, Child, Page, eventually, forget, program_envi
 import shlock
 from shlock import _layout as at
 from shlock import _names, _segment, _sys, snapshot
+from shlock._arena import Arena
+from shlock._parking import parking_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner of a file or make a namespace")
 
@@ -406,6 +408,29 @@ def janitors_of(identity: int) -> list[int]:
                     found.append(int(entry))
     assert found
     return found
+
+
+def test_clean_leaves_the_semaphores_of_an_arena_that_is_made_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    look = snapshot.domains
+
+    def look_and_make() -> list[Any]:
+        found = look()
+        arena = Arena.create(4)
+        made.append((arena, parking_of(arena)._take()))
+        return found
+
+    orphan = SHM / f"sem.shlock-{uuid.uuid4().hex[:16]}-0"
+    orphan.touch()  # or there would be nothing to look for
+    monkeypatch.setattr(snapshot, "domains", look_and_make)
+    snapshot.clean()
+    monkeypatch.undo()
+    assert not orphan.exists()
+    assert made
+    assert all(semaphores_of(arena.identity) for arena, _ in made)
+    identities = [arena.identity for arena, _ in made]
+    made.clear()
+    eventually(lambda: not any(map(semaphores_of, identities)), "the janitors remove the semaphores")
 
 
 @pytest.mark.parametrize("family", ["fork"], indirect=True)

@@ -406,9 +406,7 @@ class Server:
 
     def _bury(self, client: Client) -> None:
         if self.watch.clients.get(client.word) is not client:
-            return  # forgotten in the same turn: its connection and its process ended at once
-        if self.watch.clients.get(client.word) is not client:
-            return  # forgotten since this event was seen
+            return  # forgotten since this event was seen: its connection and its process ended in one turn
         self._selector.unregister(client.pidfd)
         self.watch.bury(client)
         for session in [session for session in self._sessions.values() if session.client is client]:
