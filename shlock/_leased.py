@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 from . import _layout as at
 from . import _ledger, _process
 from ._atomic import raw_compare_exchange
-from ._owned import ZERO, OwnedWords, describe, new_cell, spare_mine, spare_zeros
+from ._owned import ZERO, OwnedWords, describe
 from ._process import identity_pointer
 from ._sys import SYSTEM
-from .contract import FREE, Grant, Lease
+from .contract import AWAY, FREE, Grant, Lease
 
 __all__ = ["LeasedPath", "make_leased_path"]
 
@@ -71,8 +71,7 @@ def make_leased_path(
     view, (place, word), token_place = words.view, words.places[0], words.block.start + at.BLOCK_TOKEN
     block_words = words.block.arena.words
     clock, owner_bits = SYSTEM.monotonic_ns, at.OWNER
-    compare_exchange, me, zero, zeros, mine = raw_compare_exchange, identity_pointer, ZERO, spare_zeros, spare_mine
-    take_zero, give_zero, take_mine, give_mine = zeros.pop, zeros.append, mine.pop, mine.append
+    compare_exchange, me, zero = raw_compare_exchange, identity_pointer, ZERO
 
     def make_enter(as_lease: bool) -> Callable[..., Any]:
         """``take`` for the case that is all but always: nobody has the lock.  It returns the Lease, or True.
@@ -86,13 +85,9 @@ def make_leased_path(
             if grant.seat or timeout is not None:
                 return enter_slowly(block, timeout, as_lease)
             grant.seat = thread  # E0: no call since the test, so nobody came in between
-            called = False
             try:
-                expected, cell = operand = take_zero()
-                called = True
-                if compare_exchange(word, expected, me):  # E1
+                if compare_exchange(word, grant.zero, me):  # E1
                     words.thread = thread
-                    give_zero(operand)
                     ends = clock() + grant.lease_ns
                     if grant.seat == thread:
                         ledger = grant.view
@@ -111,17 +106,17 @@ def make_leased_path(
                         ledger[grant.deadline] = 0
                     words.thread = 0
                 else:
-                    cell[0] = 0
-                    give_zero(operand)
-            except BaseException as error:
-                if called and cell[0] == 0 and grant.seat == thread:
-                    words.thread = thread  # E1 was made
+                    grant.zero_cell[0] = 0
+            except BaseException:
+                if grant.seat == thread:
+                    if view[place] & owner_bits == grant.word:
+                        words.thread = thread  # E1 was made: no other thread of this process could have
+                    grant.zero_cell[0] = 0
                 undo(grant)
-                if error.__class__ is not IndexError or called or zeros:  # else another thread has the last operand
-                    raise
-                give_zero(new_cell(0))
+                raise
             if grant.seat == thread:
-                grant.leave_seat()
+                grant.seat = AWAY if grant.is_away else FREE  # no call before it
+                grant.open_gate()
             return enter_slowly(block, timeout, as_lease)
 
         return enter
@@ -182,63 +177,74 @@ def make_leased_path(
                 grant.leave_seat()
 
     def leave(release_word: Callable[[], object]) -> None:
+        """X1 to X3.  What a signal handler raises meanwhile comes out when the lock is released."""
         grant: Grant = words.grant
-        if grant.seat != get_ident() or words.depth > 1:
+        try:
+            thread = get_ident()
+        except BaseException:
+            leave(release_word)
+            raise
+        if grant.seat != thread or words.depth > 1:
             release_word()
             return
         try:
             grant.view[grant.deadline] = grant.left  # X1
             release_word()  # X2
-        except ValueError:
-            if view[place] & owner_bits == grant.word:
+        except BaseException as error:
+            if view[place] & owner_bits == grant.word:  # not released: nobody else of this process could have taken it since
+                if error.__class__ is not ValueError:
+                    release_word()
+                raise
+            if error.__class__ is not ValueError:
                 raise  # else it was taken away meanwhile
         finally:
             if grant.left:
                 grant.view[grant.deadline] = grant.left = 0
-            grant.leave_seat()  # X3
+            grant.seat = AWAY if grant.is_away else FREE  # X3, and no call before it
+            grant.open_gate()
 
     def make_exit(leave_slowly: Callable[[], None]) -> Callable[..., None]:
         """``leave`` for the case that is all but always: nobody waits, and nothing is odd."""
 
         def exit_(kind: object = None, value: object = None, traceback: object = None) -> None:
             grant: Grant = words.grant
-            thread = get_ident()
+            try:
+                thread = get_ident()
+            except BaseException:  # a signal handler's: release first
+                leave_slowly()
+                raise
             if grant.seat != thread or grant.odd or (recursive and words.depth > 1):
                 return leave_slowly()
-            called = False
             try:
-                expected, cell = operand = take_mine()
-                if grant.seat != thread:
-                    return None  # a forked child, in the middle of its parent's release
                 grant.view[grant.deadline] = 0  # X1
-                called = True
-                if compare_exchange(word, expected, zero):  # X2
-                    if grant.seat == thread:
+                if compare_exchange(word, grant.mine, zero):  # X2
+                    if grant.seat == thread:  # else a forked child, in the middle of its parent's release
                         words.thread = 0
                         grant.seat = FREE  # X3
-                        give_mine(operand)
                     return None
                 if grant.seat != thread:
                     return None
-                cell[0] = grant.word
-                give_mine(operand)
-            except BaseException as error:
+                grant.mine_cell[0] = grant.word
+            except BaseException:
                 if grant.seat == thread:
-                    if called and cell[0] == grant.word:  # X2 was made
+                    if grant.mine_cell[0] == grant.word:  # X2 was made
                         words.thread = 0
                         grant.leave_seat()
                     else:
+                        grant.mine_cell[0] = grant.word
                         leave(leave_plain)
-                if error.__class__ is not IndexError or called or mine:
-                    raise
-                give_mine(new_cell(_process.current.word))
-                return None
+                raise
             return leave(leave_plain)
 
         return exit_
 
     def release_slowly() -> None:
-        if words.grant.seat == get_ident():
+        try:
+            thread = get_ident()
+        except BaseException:
+            release_slowly()
+            raise
+        if words.grant.seat == thread:
             leave(leave_plain)
             return
         owner = view[place] & owner_bits

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _layout as at
 from . import _ledger, _process
-from ._owned import OwnedWords, describe
+from ._owned import OwnedWords, describe, new_cell
 from ._sys import SYSTEM
 from .errors import ContractDenied, LeaseExpired
 
@@ -149,6 +149,8 @@ class Grant:
         "lease_ns",
         "ledger",
         "left",
+        "mine",
+        "mine_cell",
         "number",
         "odd",
         "process",
@@ -159,6 +161,8 @@ class Grant:
         "text",
         "view",
         "word",
+        "zero",
+        "zero_cell",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, words: OwnedWords, terms: Terms, ledger: _ledger.Ledger, number: int) -> None:
@@ -172,6 +176,9 @@ class Grant:
         self.text = describe(words.block)
         #: Which thread of this process is between E0 and X3; FREE, or AWAY: this grant is not, or no more, for use.
         self.seat = FREE
+        #: The operands of its exchanges: 0 and our name.  Whoever has the seat has them to himself.
+        self.zero, self.zero_cell = new_cell(0)
+        self.mine, self.mine_cell = new_cell(self.word)
         self.is_away = False
         self.gates: collections.deque[Any] = collections.deque()  # of threads that wait for the seat
         self.left = 0  # what X1 writes
@@ -217,6 +224,10 @@ class Grant:
     def leave_seat(self) -> None:
         """X3."""
         self.seat = AWAY if self.is_away else FREE
+        self.open_gate()
+
+    def open_gate(self) -> None:
+        """After X3: let a thread of this process look that waits for the seat."""
         if self.gates:
             with contextlib.suppress(IndexError, RuntimeError):
                 self.gates[0].release()

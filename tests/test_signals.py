@@ -209,6 +209,14 @@ def test_release_that_is_interrupted_with_no_operands_left_has_released(lock: An
     interrupt_everywhere(lambda: NoOperands(ReleaseFree(lock)), 3)
 
 
+@pytest.mark.parametrize("kind", [shlock.Lock, shlock.RLock])
+def test_a_leased_lock_that_is_interrupted_is_held_or_not_as_a_plain_one(kind: type[shlock.Lock]) -> None:
+    lock = kind(lease=600)
+    for arguments in ((), (False,), (True, 5.0)):
+        interrupt_everywhere(lambda arguments=arguments: TakeFree(lock, *arguments), 2)
+    interrupt_everywhere(lambda: ReleaseFree(lock), 2)
+
+
 class With(Trial):
     def __init__(self, lock: Any) -> None:
         self.lock = lock

@@ -164,7 +164,9 @@ class Watch:
                     continue
                 if client.sentenced:
                     continue
-                verdict, again = watched.look(now, owns=True, deadline=ledger[first + slot], token=contract.token)
+                deadline, token = ledger[first + slot], contract.token
+                # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
+                verdict, again = watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
                 if again < due:
                     due = again
                 if verdict is not Verdict.NOTHING:
