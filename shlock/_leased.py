@@ -214,7 +214,15 @@ def make_leased_path(
                 leave_slowly()
                 raise
             if grant.seat != thread or grant.odd or (recursive and words.depth > 1):
-                return leave_slowly()
+                depth = words.depth
+                try:
+                    return leave_slowly()
+                except (AssertionError, ValueError):
+                    raise
+                except BaseException:  # a signal handler's, at the entry
+                    if grant.seat == thread and words.depth == depth:
+                        leave(leave_plain)
+                    raise
             try:
                 grant.view[grant.deadline] = 0  # X1
                 if compare_exchange(word, grant.mine, zero):  # X2

@@ -52,8 +52,8 @@ SHORT = 0.03
 """Seconds of the leases that are overrun.  Whoever is to keep its lock has a lease of LONG seconds."""
 LONG = 60.0
 
-storm = [pytest.mark.storm, pytest.mark.patience(900)]
-overruns = pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=storm)])
+soak = [pytest.mark.soak, pytest.mark.patience(900)]
+overruns = pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=soak)])
 
 
 # -- processes, and what they do ------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def leave_in_time(domain: str, page: Page, seat: int, holds: int, seed: int) -> 
         page[COUNT + seat] += 1
 
 
-@pytest.mark.parametrize("holds", [1500, pytest.param(10_000, marks=storm)])
+@pytest.mark.parametrize("holds", [1500, pytest.param(10_000, marks=soak)])
 def test_who_leaves_in_time_is_never_killed(holds: int, domain: str) -> None:
     """Who was descheduled and left too late may be: what counts is what the killed process had written down."""
     page = Page()
@@ -576,7 +576,7 @@ def work(domain: str, page: Page, seat: int) -> None:
         page[COUNT + seat] += 1
 
 
-@pytest.mark.parametrize("deaths", [10, pytest.param(100, marks=storm)])
+@pytest.mark.parametrize("deaths", [10, pytest.param(100, marks=soak)])
 def test_supervisors_die_under_load_and_nothing_is_lost(deaths: int, domain: str, page: Page) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
