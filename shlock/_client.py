@@ -241,6 +241,8 @@ class Connection:
                         continue
                     self._disconnect(connection)
                 if not self.grants:
+                    if self._socket is not None:
+                        self._disconnect(self._socket)  # nobody is kept alive for us
                     self._watcher = None
                     return
                 if self._socket is None:

@@ -179,13 +179,17 @@ def make_leased_path(
     def leave(release_word: Callable[[], object]) -> None:
         """X1 to X3.  What a signal handler raises meanwhile comes out when the lock is released."""
         grant: Grant = words.grant
-        try:
-            thread = get_ident()
-        except BaseException:
-            leave(release_word)
-            raise
+        interruption: BaseException | None = None
+        while True:  # no recursion: a function that refers to itself would keep the lock alive
+            try:
+                thread = get_ident()
+                break
+            except BaseException as error:
+                interruption = error
         if grant.seat != thread or words.depth > 1:
             release_word()
+            if interruption is not None:
+                raise interruption
             return
         try:
             grant.view[grant.deadline] = grant.left  # X1
@@ -202,6 +206,8 @@ def make_leased_path(
                 grant.view[grant.deadline] = grant.left = 0
             grant.seat = AWAY if grant.is_away else FREE  # X3, and no call before it
             grant.open_gate()
+        if interruption is not None:
+            raise interruption
 
     def make_exit(leave_slowly: Callable[[], None]) -> Callable[..., None]:
         """``leave`` for the case that is all but always: nobody waits, and nothing is odd."""
@@ -247,12 +253,14 @@ def make_leased_path(
         return exit_
 
     def release_slowly() -> None:
+        grant: Grant = words.grant
         try:
             thread = get_ident()
         except BaseException:
-            release_slowly()
+            if words.thread and view[place] & owner_bits == grant.word:
+                leave(leave_plain)
             raise
-        if words.grant.seat == thread:
+        if grant.seat == thread:
             leave(leave_plain)
             return
         owner = view[place] & owner_bits

@@ -732,7 +732,7 @@ def test_a_client_asks_the_next_supervisor_when_one_is_killed_at(label: str, dom
 def test_holders_are_adopted_when_one_supervisor_after_the_other_is_killed_before_adopting(
     stay: Callable[[], None], domain: str, page: Page
 ) -> None:
-    holder = Child(overrun, domain, page, 1, stay, "lock", 0.5)
+    holder = Child(overrun, domain, page, 1, stay, "lock", 2.0)
     heir = Child(inherit, domain, page, 1)
     eventually(lambda: page[HELD])
     eventually(lambda: heir.pid in {entry["pid"] for entry in contracts(domain)})
