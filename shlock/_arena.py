@@ -24,7 +24,7 @@ from . import _process
 from ._atomic import Words
 from ._segment import Segment
 from ._sys import SHM_FOLDER, SYSTEM
-from .errors import SegmentError
+from .errors import Abandoned, SegmentError
 
 __all__ = ["Arena", "Block", "Declaration", "check_segment", "extensions_for"]
 
@@ -282,6 +282,17 @@ class Arena:
         rows = self.layout.processes
         for step in range(min(8, rows)):
             yield self.layout.process_table + (_process.pid_of(word) + step) % rows * at.PROCESS_WORDS
+
+    def abandoned(self, start: int) -> Abandoned:
+        """Who was the last to die inside, and why, as the control block at that place says."""
+        dead, found = self.words.load(start + at.BLOCK_DEAD), self.words.load(start + at.BLOCK_FOUND)
+        return Abandoned(_process.pid_of(dead), self.process_name(dead), found / 1e9, self.reason(start, dead))
+
+    def reason(self, start: int, dead: int) -> str:
+        """Why an owner lost the lock: what it was sentenced for, or that it died."""
+        sentence = self.words.load(start + at.BLOCK_SENTENCE)
+        number = sentence & at.FLAGS if sentence & at.OWNER == dead else at.OWNER_DIED
+        return at.REASONS[number if number < len(at.REASONS) else at.OWNER_DIED]
 
     def processes(self) -> list[int]:
         """The identity words that are recorded."""

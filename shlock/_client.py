@@ -26,7 +26,7 @@ from . import _ledger, _messages, _process
 from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
-from .contract import FREE, Contract, Grant, Terms, prepare_to_raise, raise_for, stop_raising_for
+from .contract import FREE, Contract, Grant, Terms, prepare_to_raise, raise_for
 from .errors import ContractDenied, SupervisorError
 
 __all__ = ["Connection", "ask", "connect", "connection_to", "events", "obtain", "renew", "supervisor_pid"]
@@ -48,7 +48,6 @@ class Connection:
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
-        self.process = _process.current
         self.ledger = _ledger.Ledger.create()
         self.grants: weakref.WeakValueDictionary[int, Grant] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
@@ -91,7 +90,6 @@ class Connection:
         """Give the contracts back whose locks are gone."""
         while self._closing:
             number = self._closing.popleft()
-            stop_raising_for(number)
             if self._socket is not None:
                 with contextlib.suppress(*GONE, SupervisorError):
                     self._exchange(self._socket, {"op": "close", "slot": number})
@@ -186,16 +184,7 @@ class Connection:
     def _exchange(
         self, connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()
     ) -> dict[str, Any]:
-        _messages.send(connection, message, descriptors)
-        data, extra = _messages.receive(connection)
-        for descriptor in extra:
-            os.close(descriptor)
-        if not data:
-            raise ConnectionResetError("the supervisor has gone")
-        answer = _messages.decode(data)
-        if answer.get("error"):
-            raise SupervisorError(self.domain, str(answer["error"]), "See 'shlock events'.")
-        return answer
+        return _unless_error(self.domain, _messages.exchange(connection, message, descriptors))
 
     def _connect(self, deadline: float) -> socket.socket:
         connection = connect(self.domain, deadline)
@@ -228,12 +217,8 @@ class Connection:
         while True:
             connection = self._socket
             if connection is not None:
-                waiting = select.poll()
-                try:
-                    waiting.register(connection, select.POLLRDHUP)
-                    waiting.poll(1000)
-                except (OSError, ValueError):
-                    pass  # somebody closed it, having noticed first
+                with contextlib.suppress(OSError, ValueError):  # somebody closed it, having noticed first
+                    _has_ended(connection, within=1000)
             with self._lock:
                 self._close_unused()
                 if connection is not None and self._socket is connection:
@@ -264,10 +249,11 @@ class Connection:
         self.ledger.close()
 
 
-def _has_ended(connection: socket.socket) -> bool:
+def _has_ended(connection: socket.socket, within: int = 0) -> bool:
+    """Whether the other end has gone, or goes within so many milliseconds."""
     waiting = select.poll()
     waiting.register(connection, select.POLLRDHUP)
-    return bool(waiting.poll(0))
+    return bool(waiting.poll(within))
 
 
 def _forget_all() -> None:
@@ -325,14 +311,10 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
                         "It is none of ours: ask that user's administrator to end it.",
                     )
                 return connection
-            except SupervisorError:
+            except BaseException as error:
                 connection.close()
-                raise
-            except (*GONE, BlockingIOError):
-                connection.close()
-            except BaseException:
-                connection.close()
-                raise
+                if isinstance(error, SupervisorError) or not isinstance(error, (*GONE, BlockingIOError)):
+                    raise
             if not start:
                 raise SupervisorError(domain, "none is running", "Open a leased lock, or run 'shlock supervise'.")
             if SYSTEM.monotonic() > deadline:
@@ -396,15 +378,15 @@ def ask(domain: str, message: dict[str, Any], *, timeout: float = ANSWER_TIMEOUT
         pid = _messages.peer(connection)[0]
         connection.settimeout(timeout)
         try:
-            _messages.send(connection, message)
-            data, extra = _messages.receive(connection)
+            answer = _messages.exchange(connection, message)
         except TimeoutError:
             raise SupervisorError(domain, f"pid {pid} has not answered for {timeout:g} s", "See what it does.") from None
-    for descriptor in extra:
-        os.close(descriptor)
-    if not data:
-        raise SupervisorError(domain, "it ended the connection", "Try again.")
-    answer = _messages.decode(data)
+        except ConnectionResetError:
+            raise SupervisorError(domain, "it ended the connection", "Try again.") from None
+    return _unless_error(domain, answer)
+
+
+def _unless_error(domain: str, answer: dict[str, Any]) -> dict[str, Any]:
     if answer.get("error"):
         raise SupervisorError(domain, str(answer["error"]), "See 'shlock events'.")
     return answer
@@ -440,11 +422,8 @@ def events(domain: str, *, follow: bool) -> Iterator[dict[str, Any]]:
 def _events_after(connection: socket.socket, number: int, wait: bool) -> list[dict[str, Any]]:
     """Nothing at the end of the connection, or if there are no more and we don't wait."""
     try:
-        _messages.send(connection, {"op": "events", "after": number, "wait": wait})
-        data, extra = _messages.receive(connection)
+        answer = _messages.exchange(connection, {"op": "events", "after": number, "wait": wait})
     except GONE:
         return []
-    for descriptor in extra:
-        os.close(descriptor)
-    found: list[dict[str, Any]] = _messages.decode(data).get("events", []) if data else []
+    found: list[dict[str, Any]] = answer.get("events", [])
     return found

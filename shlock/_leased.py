@@ -147,9 +147,7 @@ def make_leased_path(
                         view[token_place] = token = view[token_place] + 1  # E4
                         if grant.record_site:
                             grant.note_site(frames)
-                        lease = Lease()
-                        lease._grant, lease._ends, lease.token = grant, ends, token
-                        return lease
+                        return grant.make_lease(ends, token)
                     grant.view[grant.deadline] = 0
                     words.thread = 0
                 grant.leave_seat()

@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import Any, Final
 
-__all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "peer", "receive", "send"]
+__all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "exchange", "peer", "receive", "send"]
 
 MOST_BYTES: Final = 16384  # of one message
 MOST_DESCRIPTORS: Final = 4
@@ -63,6 +63,17 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
             os.close(descriptor)
         raise MessageError("a message or its descriptors are too many for one packet")
     return data, list(descriptors)
+
+
+def exchange(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Send a message and wait for the answer.  ConnectionResetError at the end of the connection; TimeoutError."""
+    send(connection, message, descriptors)
+    data, unwanted = receive(connection)
+    for descriptor in unwanted:
+        os.close(descriptor)
+    if not data:
+        raise ConnectionResetError("the other end has closed the connection")
+    return decode(data)
 
 
 def peer(connection: socket.socket) -> tuple[int, int, int]:

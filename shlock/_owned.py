@@ -140,12 +140,7 @@ class OwnedWords:
         """Who died inside, from the death to the release of the heir (or to the repair)."""
         if not any(self.view[place] & at.DIED for place, _ in self.places):
             return None
-        dead = self.view[self.block.start + at.BLOCK_DEAD]
-        found = self.view[self.block.start + at.BLOCK_FOUND]
-        sentence = self.view[self.block.start + at.BLOCK_SENTENCE]
-        reason = sentence & at.FLAGS if sentence & at.OWNER == dead else at.OWNER_DIED
-        known = at.REASONS[reason] if reason < len(at.REASONS) else at.REASONS[at.OWNER_DIED]
-        return Abandoned(_process.pid_of(dead), self.block.arena.process_name(dead), found / 1e9, known)
+        return self.block.arena.abandoned(self.block.start)
 
     # -- acquire ------------------------------------------------------------------------------------------------------
 

@@ -244,8 +244,12 @@ class Grant:
         ends, words = self.view[self.deadline], self.words
         if ends <= _ledger.LEFT or words is None:
             return None
+        return self.make_lease(ends, words.view[words.block.start + at.BLOCK_TOKEN])
+
+    def make_lease(self, ends: int, token: int) -> Lease:
+        """A hold.  The path of ``_leased`` that is all but always taken does the same without a call."""
         lease = Lease()
-        lease._grant, lease._ends, lease.token = self, ends, words.view[words.block.start + at.BLOCK_TOKEN]
+        lease._grant, lease._ends, lease.token = self, ends, token
         return lease
 
     def note_site(self, depth: int) -> None:
@@ -292,7 +296,7 @@ class Lease:
 
 # -- LeaseExpired in the main thread ----------------------------------------------------------------------------------------
 
-_raising: dict[int, Grant] = {}  # by slot, of this process; both are forgotten by a child
+_raising: weakref.WeakSet[Grant] = weakref.WeakSet()  # of this process; a child forgets them
 _raised = 0
 
 
@@ -305,16 +309,12 @@ def prepare_to_raise() -> None:
 
 
 def raise_for(grant: Grant) -> None:
-    _raising[grant.number] = grant
-
-
-def stop_raising_for(number: int) -> None:
-    _raising.pop(number, None)
+    _raising.add(grant)
 
 
 def _on_expiry(signum: int, frame: object) -> None:
     global _raised
-    for grant in list(_raising.values()):
+    for grant in list(_raising):
         lease, words = grant.lease, grant.words
         if lease is None or words is None or words.thread != get_ident() or grant.view[grant.deadline] != lease._ends:
             continue

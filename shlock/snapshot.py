@@ -281,10 +281,7 @@ def _primitive(
         words = [load(cell) for cell in cells]
         held = [w for w in words if w & at.OWNER]
         if any(w & at.DIED for w in words):
-            dead, found, sentence = (load(start + place) for place in (at.BLOCK_DEAD, at.BLOCK_FOUND, at.BLOCK_SENTENCE))
-            reason = sentence & at.FLAGS if sentence & at.OWNER == dead else at.OWNER_DIED
-            known = at.REASONS[reason if reason < len(at.REASONS) else at.OWNER_DIED]
-            abandoned = Abandoned(_process.pid_of(dead), arena.process_name(dead), found / 1e9, known)
+            abandoned = arena.abandoned(start)
         if held:
             since = load(start + at.BLOCK_SINCE)
             alive = _process.is_alive(held[0])

@@ -519,6 +519,20 @@ def wait_for_an_event(domain: str) -> None:
     shlock.Event("event", domain=domain).wait(PATIENCE)
 
 
+def test_the_terminate_call_raises_also_for_who_has_such_locks_in_two_domains(domain: str) -> None:
+    """Each domain has its own ledger, and so its own slot 0."""
+
+    def hold() -> None:
+        lock = leased(domain, lease=SHORT, grace=LONG, on_terminate="raise")
+        other = shlock.Lock(lease=LONG, on_terminate="raise")  # of the default domain
+        with pytest.raises(LeaseExpired), lock:
+            sleep_long(domain)
+        assert not lock.locked()
+        assert not other.locked()
+
+    Child(hold).result()
+
+
 @pytest.mark.parametrize(
     "wait", [sleep_long, wait_for_a_lock, wait_for_a_leased_lock, wait_for_an_event], ids=lambda wait: wait.__name__
 )

@@ -22,8 +22,28 @@ LEVELS: Final = {
 }
 
 
+def level_of(event: str) -> int:
+    """Of logging, for a kind of event."""
+    return LEVELS.get(event, logging.INFO)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ContractReport:
+class _Report:
+    """What comes over the wire as a dictionary."""
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Self:
+        """From what the supervisor says on the wire.  Unknown keys are of a newer one, and left out."""
+        known: dict[str, Any] = {field.name: facts.get(field.name) for field in fields(cls)}
+        return cls(**known)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractReport(_Report):
     """One contract, and what its holder did with it at that moment.
 
     lock, block    the name of the lock (None: it has none), and the index of its control block
@@ -47,19 +67,9 @@ class ContractReport:
     remaining: float | None
     site: str | None
 
-    @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> Self:
-        """From what the supervisor says on the wire.  Unknown keys are of a newer one, and left out."""
-        known: dict[str, Any] = {field.name: facts.get(field.name) for field in fields(cls)}
-        return cls(**known)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary that json can write."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisorEvent:
+class SupervisorEvent(_Report):
     """Something that a supervisor did or noticed.
 
     number   counts from 1 in each supervisor
@@ -80,20 +90,10 @@ class SupervisorEvent:
     reason: str | None = None
     rule: str | None = None
 
-    @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> Self:
-        """From what the supervisor says on the wire.  Unknown keys are of a newer one, and left out."""
-        known: dict[str, Any] = {field.name: facts.get(field.name) for field in fields(cls)}
-        return cls(**known)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary that json can write."""
-        return asdict(self)
-
     @property
     def level(self) -> int:
         """Of logging."""
-        return LEVELS.get(self.event, logging.INFO)
+        return level_of(self.event)
 
     def __str__(self) -> str:
         words = [self.event]

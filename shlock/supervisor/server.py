@@ -37,7 +37,7 @@ from .._sys import SYSTEM, crash_points
 from ..errors import SegmentError, SupervisorError
 from .leases import NEVER, Terms
 from .policy import Policy, Request, default
-from .report import SupervisorEvent
+from .report import SupervisorEvent, level_of
 from .watch import Client, Supervised, Watch, name_of
 
 __all__ = ["Server", "open_server", "run_embedded"]
@@ -229,9 +229,9 @@ class Server:
             event |= {"lock": contract.name, "block": contract.block, "pid": contract.client.pid}
         event |= facts
         self.events.append(event)
-        told = SupervisorEvent.from_dict(event)
-        if log.isEnabledFor(told.level):
-            log.log(told.level, "%s", told)
+        level = level_of(kind)
+        if log.isEnabledFor(level):
+            log.log(level, "%s", SupervisorEvent.from_dict(event))
         for session in [session for session in self._sessions.values() if session.follows is not None]:
             self._answer(session, self._events_after(session.follows or 0))
             session.follows = None

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from .. import _layout as at
 from .. import _ledger, _process
 from .._arena import Arena
+from .._names import name_at
 from .._parking import parking_of
 from .._sys import SYSTEM, crash_points
 from ..contract import EXPIRY_SIGNAL
@@ -290,11 +291,7 @@ class Watch:
             crash_points[0]("S-D passed on, nobody woken")
         parking_of(contract.arena).unpark_one(contract.block)
         if held:
-            sentence = view[start + at.BLOCK_SENTENCE]
-            reason = sentence & at.FLAGS if sentence & at.OWNER == word else 0
-            self._emit(
-                "abandoned", contract=contract, token=contract.token, reason=at.REASONS[min(reason, len(at.REASONS) - 1)]
-            )
+            self._emit("abandoned", contract=contract, token=contract.token, reason=contract.arena.reason(start, word))
 
     # -- adoption -----------------------------------------------------------------------------------------------------
 
@@ -330,7 +327,5 @@ class Watch:
 
 
 def name_of(arena: Arena, block: int) -> str | None:
-    from .._names import name_at
-
     name = name_at(arena, block)
     return None if name is None else name.decode("utf-8", "replace")
