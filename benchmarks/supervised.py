@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,15 +54,22 @@ def _cost_setup(domain: str, batches: int) -> Callable[[tuple[str, str]], float]
     return answer
 
 
+def _keep(domain: str) -> Callable[[object], None]:
+    """In a process of its own: keep the supervisor."""
+    keeper = shlock.Lock("keeper", domain=domain, lease=3600)
+
+    def answer(_: object) -> None:
+        assert not keeper.locked()
+
+    return answer
+
+
 def _cost(domain: str, quick: bool) -> dict[str, dict[str, Series]]:
     series = {usage: {which: Series() for which in ("plain", "leased")} for usage in USAGES}
-    host = Host(partial(_cost_setup, domain, BATCHES_QUICK if quick else BATCHES))
-    try:
+    with closing(Host(partial(_cost_setup, domain, BATCHES_QUICK if quick else BATCHES))) as host:
         for index, which in turns(["plain", "leased"], ROUNDS_QUICK if quick else ROUNDS):
             for usage in USAGES:
                 series[usage][which].values[index] = host.ask((usage, which), PATIENCE_S)
-    finally:
-        host.close()
     return series
 
 
@@ -107,13 +116,23 @@ def _heir_after(domain: str, lease: float, kills: bool, outcome: Outcome) -> Non
         board.close()
 
 
-def _supervisor_pid(domain: str) -> int:
-    return int(_client.ask(domain, {"op": "who"})["pid"])
-
-
 def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of the main thread, which is all that the supervisor has; to the nanosecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+@contextmanager
+def _domain(scratch: Any) -> Iterator[str]:
+    """A domain; it goes when its supervisor has gone, which goes when nobody uses the domain any more."""
+    domain = scratch.name()
+    try:
+        yield domain
+    finally:
+        pid = _client.supervisor_pid(domain)
+        if pid is not None:
+            with suppress(ProcessLookupError), open(os.pidfd_open(pid), closefd=True) as supervisor:
+                select.select([supervisor], [], [], PATIENCE_S)
+        snapshot.clean(domain)
 
 
 def _idle(domain: str, seconds: float) -> dict[str, dict[str, float]]:
@@ -124,7 +143,8 @@ def _idle(domain: str, seconds: float) -> dict[str, dict[str, float]]:
         start, before = time.monotonic(), len(locks)
         locks += [shlock.Lock(f"idle-{index}", domain=domain, lease=0.2) for index in range(before, count)]
         grants = (count - before) / (time.monotonic() - start)
-        pid = _supervisor_pid(domain)
+        pid = _client.supervisor_pid(domain)
+        assert pid is not None
         time.sleep(0.5)
         used, start = _cpu_seconds(pid), time.monotonic()
         time.sleep(seconds)
@@ -135,22 +155,17 @@ def _idle(domain: str, seconds: float) -> dict[str, dict[str, float]]:
 
 def run(quick: bool, scratch: Any) -> Findings:
     """Measure; about 20 s when quick, else a minute and a half."""
-    domain = scratch.name()
-    scratch.at_exit(lambda: snapshot.clean(domain))
-    keeper = shlock.Lock("keeper", domain=domain, lease=3600)  # so that the supervisor stays
-    series = _cost(domain, quick)
     outcomes = {"overrun": Outcome(), "death": Outcome(), FLOOR: Outcome()}
-    for _, name in turns(list(outcomes), REPETITIONS_QUICK if quick else REPETITIONS):
-        if name == FLOOR:
-            _floor(outcomes[name])
-        else:
-            _heir_after(domain, OVERRUN_LEASE_S if name == "overrun" else 60.0, name == "death", outcomes[name])
-    host = Host(lambda: partial(_idle, scratch.name()))
-    try:
+    with _domain(scratch) as domain, closing(Host(partial(_keep, domain))) as keeper:
+        keeper.ask(None, PATIENCE_S)
+        series = _cost(domain, quick)
+        for _, name in turns(list(outcomes), REPETITIONS_QUICK if quick else REPETITIONS):
+            if name == FLOOR:
+                _floor(outcomes[name])
+            else:
+                _heir_after(domain, OVERRUN_LEASE_S if name == "overrun" else 60.0, name == "death", outcomes[name])
+    with _domain(scratch) as domain, closing(Host(lambda: partial(_idle, domain))) as host:
         idle = host.ask(IDLE_S_QUICK if quick else IDLE_S, 120.0)
-    finally:
-        host.close()
-    del keeper
     return _findings(series, outcomes, idle)
 
 

@@ -20,6 +20,7 @@ MOST_BYTES: Final = 16384  # of one message
 MOST_DESCRIPTORS: Final = 4
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _SO_PEERPIDFD: Final = 77  # Linux 6.5
+_to_json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class MessageError(ValueError):
@@ -32,7 +33,7 @@ def address(user: int, domain: str) -> str:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    data = json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    data = _to_json(message).encode()
     if len(data) > MOST_BYTES:
         raise MessageError(f"a message of {len(data)} bytes is longer than {MOST_BYTES}")
     return data

@@ -88,7 +88,7 @@ def insert(arena: Arena, name: bytes, declaration: Declaration) -> int | None:
     count = 1 + extensions_for(declaration.cells)
     used = words.load(at.HEADER_NAMES_USED)
     text_used = words.load(at.HEADER_TEXT_USED)
-    if used + count > blocks * 7 // 8 or text_used + len(name) > arena.layout.text:
+    if used + count > blocks * 3 // 4 or text_used + len(name) > arena.layout.text:
         return None
     wanted = _hash(name)
     free = list(itertools.islice(_free_places(arena, wanted), count))

@@ -315,7 +315,7 @@ class Server:
     def _forget(self, client: Client) -> None:
         self._selector.unregister(client.pidfd)
         del self.watch.clients[client.word]
-        client.close()
+        self.watch.forget(client)
 
     def _hear(self, session: Session) -> None:
         while session.socket in self._sessions:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .. import _layout as at
 from .. import _ledger, _process
@@ -120,11 +120,47 @@ class Supervised:
         return self.view[self.start + at.BLOCK_TOKEN]
 
 
+class Places:
+    """The contracts for the locks of one arena, found by the words of the locks: only what is held costs time."""
+
+    __slots__ = ("holders", "last", "step", "view", "words")
+
+    def __init__(self, arena: Arena) -> None:
+        self.view = arena.words.view
+        self.words = arena.layout.block(0) + at.BLOCK_WORD  # W of the first control block
+        self.step = arena.layout.block(1) - arena.layout.block(0)
+        self.last = 0  # index of the last control block under contract
+        self.holders: dict[int, dict[int, Supervised]] = {}  # by index of the control block, and by identity word
+
+    def add(self, contract: Supervised) -> None:
+        self.holders.setdefault(contract.block, {})[contract.client.word] = contract
+        self.last = max(self.last, contract.block)
+
+    def remove(self, contract: Supervised) -> None:
+        holders = self.holders.get(contract.block, {})
+        if holders.get(contract.client.word) is contract:
+            del holders[contract.client.word]
+            if not holders:
+                del self.holders[contract.block]
+
+    def held(self) -> Iterator[Supervised]:
+        """The contracts whose locks name their owners now."""
+        words = self.view[self.words : self.words + self.last * self.step + 1 : self.step].tolist()
+        for index in [index for index, word in enumerate(words) if word]:
+            holders = self.holders.get(index)
+            if holders is not None:
+                contract = holders.get(self.view[self.words + index * self.step] & at.OWNER)
+                if contract is not None:
+                    yield contract
+
+
 class Watch:
     """All contracts of one supervisor."""
 
     def __init__(self, emit: Emit) -> None:
         self.clients: dict[int, Client] = {}  # by identity word
+        self._places: dict[int, Places] = {}  # by identity of the arena
+        self._seen: set[Supervised] = set()  # of which the last look saw a hold, or the beginning or the end of one
         self._emit = emit
         self._shortest = NEVER  # the shortest lease that was granted
         self.due = NEVER  # when to look again, in monotonic nanoseconds
@@ -133,14 +169,31 @@ class Watch:
 
     def add(self, contract: Supervised) -> None:
         """Watch one more contract, instead of an earlier one in the same slot."""
+        self.remove(contract.client, contract.slot)
         contract.client.contracts[contract.slot] = contract
+        places = self._places.get(contract.arena.identity)
+        if places is None:
+            places = self._places[contract.arena.identity] = Places(contract.arena)
+        places.add(contract)
         self._shortest = min(self._shortest, contract.watched.terms.lease)
         self.due = min(self.due, SYSTEM.monotonic_ns() + contract.watched.terms.lease)
 
     def remove(self, client: Client, slot: int) -> None:
-        client.contracts.pop(slot, None)
-        if not any(client.contracts for client in self.clients.values()):
+        """Watch a contract no more; nothing if there is none."""
+        contract = client.contracts.pop(slot, None)
+        if contract is None:
+            return
+        self._seen.discard(contract)
+        places = self._places[contract.arena.identity]
+        places.remove(contract)
+        if not places.holders:
+            del self._places[contract.arena.identity]
+        if not self._places:
             self._shortest = NEVER
+
+    def uses(self, arena: Arena) -> bool:
+        """Whether there is a contract for a lock of this arena."""
+        return arena.identity in self._places
 
     def count(self, user: int) -> int:
         return sum(len(client.contracts) for client in self.clients.values() if client.user == user)
@@ -152,26 +205,21 @@ class Watch:
 
     def look(self) -> None:
         """Do what is due, and note when to look again."""
-        now = SYSTEM.monotonic_ns()
-        due = now + self._shortest if self._shortest != NEVER else NEVER
-        owner_bits, first = at.OWNER, _ledger.DEADLINE
-        for client in list(self.clients.values()):
-            word, ledger = client.word, client.ledger.view
-            for slot, contract in list(client.contracts.items()):
-                watched = contract.watched
-                if contract.view[contract.place] & owner_bits != word:
-                    if watched.is_seen:
-                        watched.look(now, owns=False, deadline=0, token=0)
-                    continue
-                if client.sentenced:
-                    continue
-                deadline, token = ledger[first + slot], contract.token
-                # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
-                verdict, again = watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
-                if again < due:
-                    due = again
-                if verdict is not Verdict.NOTHING:
-                    self._act(contract, verdict)
+        due = SYSTEM.monotonic_ns() + self._shortest if self._shortest != NEVER else NEVER
+        held = [contract for places in self._places.values() for contract in places.held()]
+        for contract in self._seen.difference(held):
+            contract.watched.look(0, owns=False, deadline=0, token=0)
+        for contract in held:
+            client = contract.client
+            if client.sentenced:
+                continue
+            deadline, token = contract.deadline, contract.token
+            # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
+            verdict, again = contract.watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
+            due = min(due, again)
+            if verdict is not Verdict.NOTHING:
+                self._act(contract, verdict)
+        self._seen = {contract for contract in held if contract.watched.is_seen}
         self.due = due
 
     def _act(self, contract: Supervised, verdict: Verdict) -> None:
@@ -273,7 +321,12 @@ class Watch:
             parking_of(arena).reap_all_of(client.word)
         if self.clients.get(client.word) is client:
             del self.clients[client.word]
-        client.contracts.clear()
+        self.forget(client)
+
+    def forget(self, client: Client) -> None:
+        """Let go of a client and its contracts."""
+        for slot in list(client.contracts):
+            self.remove(client, slot)
         client.close()
 
     def _pass_on(self, contract: Supervised) -> None:
