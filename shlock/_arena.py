@@ -26,7 +26,7 @@ from ._segment import Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
 
-__all__ = ["Arena", "Block", "Declaration", "check_segment", "extensions_for"]
+__all__ = ["Arena", "Block", "Declaration", "check_segment", "extensions_for", "write_header"]
 
 SPOTS: Final = 1024  # threads that can be blocked in one arena at the same time
 PROCESSES: Final = 128  # names of processes that are remembered
@@ -139,6 +139,7 @@ class Arena:
         self.domain = domain
         self.words = Words(segment.memory)
         self.identity = self.words.load(at.HEADER_IDENTITY)
+        self.only_name: str | None = None  # of the one primitive in an arena of the machine
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []
@@ -156,38 +157,18 @@ class Arena:
         text = -(-blocks * TEXT_PER_BLOCK // at.WORD) * at.WORD if domain is not None else 0
         layout = at.Layout(SPOTS, PROCESSES, blocks, text)
         segment = Segment.create(layout.size)
-        words = Words(segment.memory)
-        boot = SYSTEM.boot_id()
-        for place, value in (
-            (at.HEADER_VERSION, at.VERSION),
-            (at.HEADER_BOOT, int.from_bytes(boot[:8], "little")),
-            (at.HEADER_BOOT + 1, int.from_bytes(boot[8:], "little")),
-            (at.HEADER_NAMESPACE, SYSTEM.pid_namespace()),
-            (at.HEADER_USER, SYSTEM.geteuid()),
-            (at.HEADER_IDENTITY, secrets.randbits(63) | 1),
-            (at.HEADER_SIZE, layout.size),
-            (at.HEADER_SPOTS, layout.spots),
-            (at.HEADER_PROCESSES, layout.processes),
-            (at.HEADER_BLOCKS, layout.blocks),
-            (at.HEADER_TEXT, layout.text),
-            (at.HEADER_MAGIC, at.MAGIC),
-        ):
-            words.store(place, value)
+        write_header(segment, layout, domain)
         if domain is not None:
-            encoded = domain.encode()
-            words.store(at.HEADER_DOMAIN, len(encoded))
-            first = (at.HEADER_DOMAIN + 1) * at.WORD
-            segment.memory[first : first + len(encoded)] = encoded
             # As the number of an extension, 0 means "none": block 0 is never used here.
-            words.store(layout.name_table + at.NAME_HASH, at.HASH_EXTENSION)
+            Words(segment.memory).store(layout.name_table + at.NAME_HASH, at.HASH_EXTENSION)
         arena = cls(segment, layout, domain)
         arena.creator = _process.current
         return arena
 
     @classmethod
-    def over(cls, segment: Segment) -> Arena:
-        """The arena in a segment that somebody else made, after checking that it is one."""
-        layout, domain = check_segment(segment)
+    def over(cls, segment: Segment, *, user: int | None = None) -> Arena:
+        """The arena in a segment that somebody else made, after checking that it is one, and of that user (default: ours)."""
+        layout, domain = check_segment(segment, SYSTEM.geteuid() if user is None else user)
         return cls(segment, layout, domain)
 
     # -- blocks without a name ----------------------------------------------------------------------------------------
@@ -315,6 +296,33 @@ def extensions_for(cells: int) -> int:
     return max(0, -(-(cells - at.BLOCK_CELL_COUNT) // at.EXTENSION_CELL_COUNT))
 
 
+def write_header(segment: Segment, layout: at.Layout, domain: str | None) -> None:
+    """Make a segment full of zeros an arena."""
+    words = Words(segment.memory)
+    boot = SYSTEM.boot_id()
+    for place, value in (
+        (at.HEADER_VERSION, at.VERSION),
+        (at.HEADER_BOOT, int.from_bytes(boot[:8], "little")),
+        (at.HEADER_BOOT + 1, int.from_bytes(boot[8:], "little")),
+        (at.HEADER_NAMESPACE, SYSTEM.pid_namespace()),
+        (at.HEADER_USER, SYSTEM.geteuid()),
+        (at.HEADER_IDENTITY, secrets.randbits(63) | 1),
+        (at.HEADER_SIZE, layout.size),
+        (at.HEADER_SPOTS, layout.spots),
+        (at.HEADER_PROCESSES, layout.processes),
+        (at.HEADER_BLOCKS, layout.blocks),
+        (at.HEADER_TEXT, layout.text),
+        (at.HEADER_SEMAPHORES, layout.semaphores),
+        (at.HEADER_MAGIC, at.MAGIC),
+    ):
+        words.store(place, value)
+    if domain is not None:
+        encoded = domain.encode()
+        words.store(at.HEADER_DOMAIN, len(encoded))
+        first = (at.HEADER_DOMAIN + 1) * at.WORD
+        segment.memory[first : first + len(encoded)] = encoded
+
+
 # -- checking a segment ---------------------------------------------------------------------------------------------------
 
 
@@ -324,8 +332,8 @@ def _this_machine() -> tuple[int, int]:
     return int.from_bytes(boot[:8], "little"), int.from_bytes(boot[8:], "little")
 
 
-def check_segment(segment: Segment) -> tuple[at.Layout, str | None]:
-    """Layout and domain of a segment, if it can be used here.  SegmentError says what is wrong and what to do."""
+def check_segment(segment: Segment, user: int) -> tuple[at.Layout, str | None]:
+    """Layout and domain of a segment of a user, if it can be used here.  SegmentError says what is wrong and what to do."""
     name = segment.name or "without a name"
     remove = f"If nobody needs it, remove {SHM_FOLDER}/{segment.name} by hand." if segment.name else "Nothing to do."
     if segment.size < at.HEADER_WORDS * at.WORD:
@@ -348,18 +356,21 @@ def check_segment(segment: Segment) -> tuple[at.Layout, str | None]:
             "A living owner would look dead from here: share locks inside one pid namespace (container) only.",
         )
     owner = os.fstat(segment.fd).st_uid
-    if not load(at.HEADER_USER) == owner == SYSTEM.geteuid():
+    if not load(at.HEADER_USER) == owner == user:
         raise SegmentError(
             name,
             f"it belongs to user {owner}, this process is of user {SYSTEM.geteuid()}",
             "Names are for the processes of one user: choose another domain.",
         )
-    layout = at.Layout(load(at.HEADER_SPOTS), load(at.HEADER_PROCESSES), load(at.HEADER_BLOCKS), load(at.HEADER_TEXT))
+    spots, processes, blocks, text = (
+        load(place) for place in (at.HEADER_SPOTS, at.HEADER_PROCESSES, at.HEADER_BLOCKS, at.HEADER_TEXT)
+    )
+    layout = at.Layout(spots, processes, blocks, text, semaphores=bool(load(at.HEADER_SEMAPHORES)))
     if min(layout.spots, layout.processes, layout.blocks) < 1 or layout.text % at.WORD or layout.size != segment.size:
         raise SegmentError(
             name, f"it is truncated or damaged: {segment.size} bytes, its header says {load(at.HEADER_SIZE)}", remove
         )
-    if not layout.text:
+    if not layout.text and not load(at.HEADER_DOMAIN):
         return layout, None
     length, first = load(at.HEADER_DOMAIN), (at.HEADER_DOMAIN + 1) * at.WORD
     return layout, bytes(segment.memory[first : first + min(length, at.MAX_NAME)]).decode("utf-8", "replace")

@@ -145,6 +145,10 @@ class Words:
             self.address = ctypes.addressof(anchor)
             del anchor
 
+    @property
+    def is_writable(self) -> bool:
+        return bool(self.address)
+
     def pointer(self, index: int) -> Pointer:
         if not self.address or not 0 <= index < len(self.view):
             raise IndexError(f"no writable word {index}")

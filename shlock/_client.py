@@ -22,7 +22,9 @@ from collections.abc import Iterator
 from multiprocessing import spawn, util
 from typing import Any, Final
 
-from . import _ledger, _messages, _process
+from . import _layout as at
+from . import _ledger, _machine, _messages, _names, _process
+from ._arena import Arena, Block, Declaration
 from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
@@ -34,12 +36,15 @@ __all__ = ["Connection", "ask", "connect", "connection_to", "events", "obtain", 
 START_TIMEOUT: Final = 20.0  # seconds until a supervisor must have answered
 START_AGAIN: Final = 1.0  # seconds until one more is started
 RETRY: Final = 0.005  # seconds
+RETRY_ROOT: Final = 0.02  # seconds between looks for a supervisor that we can't start ourselves
 FOLLOW_RETRY: Final = 0.1  # seconds between looks for a supervisor whose events to follow
 ANSWER_TIMEOUT: Final = 20.0  # seconds
 #: Errors that mean: this supervisor is gone.
 GONE: Final = (ConnectionError, BrokenPipeError, TimeoutError)
 
 _connections: dict[str, Connection] = {}
+#: Arenas of the machine that this process has: by domain and name.
+_attached: weakref.WeakValueDictionary[tuple[str, str], Arena] = weakref.WeakValueDictionary()
 _connecting = threading.Lock()
 
 
@@ -48,6 +53,7 @@ class Connection:
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
+        self.is_of_machine = _machine.is_of_machine(domain)
         self.ledger = _ledger.Ledger.create()
         self.grants: weakref.WeakValueDictionary[int, Grant] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
@@ -86,10 +92,34 @@ class Connection:
             raise_for(grant)
         return grant
 
+    def attach(self, name: str, declaration: Declaration, terms: Terms) -> Arena:
+        """The arena of a name of the machine, from the supervisor.  Blocks for an answer; ContractDenied, SupervisorError."""
+        descriptors: list[int] = []
+        message = {
+            "op": "attach",
+            "name": name,
+            "kind": declaration.kind,
+            "policy": declaration.policy or 0,
+            "operations": list(terms.operations),
+            "lease": terms.lease,
+            "grace": terms.grace,
+            "rank": terms.rank,
+        }
+        with self._lock:
+            self._close_unused()
+            answer = self._call(message, received=descriptors)
+            if not answer.get("ok"):
+                lock = f"{at.KIND_NAMES[declaration.kind]} {name!r}"
+                raise ContractDenied(lock, str(answer.get("reason")), str(answer.get("rule")))
+            arena = _machine.arena_over(descriptors.pop(), self.domain, name)
+            self._arenas.add(arena.identity)
+        return arena
+
     def _close_unused(self) -> None:
         """Give the contracts back whose locks are gone."""
         while self._closing:
             number = self._closing.popleft()
+            self._arenas.discard(self.ledger.view[_ledger.ARENA + number])  # the supervisor may let go of it
             if self._socket is not None:
                 with contextlib.suppress(*GONE, SupervisorError):
                     self._exchange(self._socket, {"op": "close", "slot": number})
@@ -160,9 +190,12 @@ class Connection:
 
     # -- the wire -----------------------------------------------------------------------------------------------------
 
-    def _call(self, message: dict[str, Any], block: Any = None) -> dict[str, Any]:
-        """Ask and wait for the answer; connect first, and again, while supervisors come and go."""
-        deadline = SYSTEM.monotonic() + START_TIMEOUT
+    def _call(self, message: dict[str, Any], block: Block | None = None, received: list[int] | None = None) -> dict[str, Any]:
+        """Ask and wait for the answer; connect first, and again, while supervisors come and go.
+
+        Where no supervisor has been yet, and none can be started, it is an error at once.
+        """
+        deadline = SYSTEM.monotonic() + (START_TIMEOUT if self._connected or not self.is_of_machine else 0.0)
         while True:
             connection = self._socket
             try:
@@ -171,7 +204,7 @@ class Connection:
                 if block is not None and block.arena.identity not in self._arenas:
                     self._exchange(connection, {"op": "arena", "identity": block.arena.identity}, (block.arena.segment.fd,))
                     self._arenas.add(block.arena.identity)
-                return self._exchange(connection, message)
+                return self._exchange(connection, message, received=received)
             except SupervisorError:
                 raise
             except GONE as error:  # also in the middle of our hello, if it was just about to end
@@ -182,9 +215,13 @@ class Connection:
                     raise
 
     def _exchange(
-        self, connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()
+        self,
+        connection: socket.socket,
+        message: dict[str, Any],
+        descriptors: tuple[int, ...] = (),
+        received: list[int] | None = None,
     ) -> dict[str, Any]:
-        return _unless_error(self.domain, _messages.exchange(connection, message, descriptors))
+        return _unless_error(self.domain, _messages.exchange(connection, message, descriptors, received))
 
     def _connect(self, deadline: float) -> socket.socket:
         connection = connect(self.domain, deadline)
@@ -232,12 +269,12 @@ class Connection:
                     return
                 if self._socket is None:
                     try:
-                        self._connect(SYSTEM.monotonic() + START_TIMEOUT)
+                        self._connect(SYSTEM.monotonic() + (0.0 if self.is_of_machine else START_TIMEOUT))
                     except (*GONE, SupervisorError):
                         pass
                     else:
                         continue
-            SYSTEM.nap(RETRY)
+            SYSTEM.nap(RETRY_ROOT if self.is_of_machine else RETRY)
 
     def forget(self) -> None:
         """In a forked child: all of it is the parent's."""
@@ -282,6 +319,15 @@ def obtain(words: OwnedWords, domain: str, terms: Terms) -> Grant:
     return connection_to(domain).open(words, terms)
 
 
+def attach(domain: str, name: str, declaration: Declaration, terms: Terms) -> Block:
+    """The control block of a name of the machine; this process has one arena for a name."""
+    arena = _attached.get((domain, name))
+    if arena is None:
+        arena = connection_to(domain).attach(name, declaration, terms)
+        arena = _attached.setdefault((domain, name), arena)
+    return _names.checked(arena, 0, name, declaration)
+
+
 def renew(words: OwnedWords) -> Grant:
     """A new contract on the old terms: in a forked child, or after a policy took the old one back."""
     old: Grant = words.grant
@@ -295,6 +341,7 @@ def renew(words: OwnedWords) -> Grant:
 def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socket:
     """A socket connected to the supervisor of a domain, which is started if there is none (and ``start``).  SupervisorError."""
     address = _messages.address(SYSTEM.geteuid(), domain)
+    is_of_machine = _machine.is_of_machine(domain)
     starting: socket.socket | None = None
     start_again = 0.0
     try:
@@ -304,7 +351,7 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
                 connection.settimeout(ANSWER_TIMEOUT)
                 connection.connect(address)
                 _, uid, _ = _messages.peer(connection)
-                if uid not in (0, SYSTEM.geteuid()):
+                if uid != _machine.ROOT and (is_of_machine or uid != SYSTEM.geteuid()):
                     raise SupervisorError(
                         domain,
                         f"user {uid} has taken its address",
@@ -313,8 +360,15 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
                 return connection
             except BaseException as error:
                 connection.close()
-                if isinstance(error, SupervisorError) or not isinstance(error, (*GONE, BlockingIOError)):
+                if isinstance(error, SupervisorError) or not isinstance(error, (*GONE, BlockingIOError, FileNotFoundError)):
                     raise
+            if is_of_machine:
+                if not start or SYSTEM.monotonic() >= deadline:
+                    raise SupervisorError(
+                        domain, "none is running", f"Have root start one: 'shlock supervise --domain {domain}'."
+                    )
+                SYSTEM.nap(RETRY_ROOT)
+                continue
             if not start:
                 raise SupervisorError(domain, "none is running", "Open a leased lock, or run 'shlock supervise'.")
             if SYSTEM.monotonic() > deadline:

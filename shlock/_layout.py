@@ -81,6 +81,7 @@ HEADER_PROCESSES: Final = 9
 HEADER_BLOCKS: Final = 10
 HEADER_TEXT: Final = 11  # bytes; 0 in an arena without names
 HEADER_SPOTS_USED: Final = 12  # no spot at this index or above was ever claimed
+HEADER_SEMAPHORES: Final = 13  # 1: those of the spots lie in the segment itself; 0: they are files
 HEADER_TEXT_USED: Final = 14  # bytes
 HEADER_NAMES_USED: Final = 15
 HEADER_JANITOR: Final = 16  # identity of the janitor of an arena without a name, or of who is STARTING it
@@ -94,6 +95,8 @@ SPOT_ARRAYS: Final = 4
 
 PROCESS_WORDS: Final = 8
 PROCESS_TEXT: Final = (PROCESS_WORDS - 1) * WORD
+
+SEMAPHORE_WORDS: Final = 4  # a sem_t
 
 # A control block, in words.
 BLOCK_WORD: Final = 0  # W
@@ -145,6 +148,7 @@ class Layout:
     processes: int
     blocks: int
     text: int  # bytes, a multiple of 8
+    semaphores: bool = False  # those of the spots lie in the segment
 
     @property
     def spot_table(self) -> int:
@@ -169,7 +173,11 @@ class Layout:
     @property
     def size(self) -> int:
         """Bytes of the whole segment."""
-        return self.text_start * WORD + self.text
+        return self.semaphore(self.spots if self.semaphores else 0) * WORD
+
+    def semaphore(self, index: int) -> int:
+        """Place of the semaphore of a spot, in an arena that has them."""
+        return self.text_start + self.text // WORD + SEMAPHORE_WORDS * index
 
     def spot(self, array: int, index: int) -> int:
         return HEADER_WORDS + array * self.spots + index

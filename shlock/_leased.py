@@ -41,8 +41,9 @@ from ._owned import ZERO, OwnedWords, describe
 from ._process import identity_pointer
 from ._sys import SYSTEM
 from .contract import AWAY, FREE, Grant, Lease
+from .errors import ContractDenied
 
-__all__ = ["LeasedPath", "make_leased_path"]
+__all__ = ["LeasedPath", "make_leased_path", "make_refusing_path"]
 
 
 class LeasedPath(NamedTuple):
@@ -57,6 +58,17 @@ class LeasedPath(NamedTuple):
     exit: Callable[..., None]
     take: Callable[..., Lease | None]
     leave: Callable[[Callable[[], object]], None]
+
+
+def make_refusing_path(words: OwnedWords) -> LeasedPath:
+    """That of a lock whose contract does not allow to acquire it."""
+
+    def refuse(*arguments: object, **options: object) -> Any:
+        terms, contract = words.grant.terms, words.grant.contract
+        reason = f"its contract does not allow to acquire it, only {', '.join(terms.operations)}"
+        raise ContractDenied(describe(words.block), reason, "no rule" if contract is None else contract.rule)
+
+    return LeasedPath(acquire=refuse, release=refuse, enter=refuse, exit=refuse, take=refuse, leave=refuse)
 
 
 def make_leased_path(

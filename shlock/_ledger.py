@@ -151,10 +151,11 @@ def slots_of(ledger: Ledger, arena: int) -> dict[int, int]:
     return {ledger.view[BLOCK + slot]: slot for slot, found in enumerate(arenas) if found == arena}
 
 
-def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False) -> Ledger | None:
+def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False, user: int | None = None) -> Ledger | None:
     """The ledger in which a process has a contract for a lock of an arena, through its open descriptors.
 
-    None if there is none, or it can't be looked at.  A process has a ledger for each domain.
+    None if there is none, or it can't be looked at.  A process has a ledger for each domain.  ``user``: only one that this
+    user has made; another's may have been slipped to the process.
     """
     folder = f"/proc/{pid}/fd"
     try:
@@ -169,10 +170,11 @@ def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False) -> L
         except OSError:
             continue
         try:
+            made_by = os.fstat(fd).st_uid
             ledger = Ledger.over(fd, read_only=read_only)
         except (OSError, ValueError):
             continue
-        if ledger.owner == owner and arena in ledger.view[ARENA : ARENA + SLOTS].tolist():
+        if user in (None, made_by) and ledger.owner == owner and arena in ledger.view[ARENA : ARENA + SLOTS].tolist():
             return ledger
         ledger.close()
     return None

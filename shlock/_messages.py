@@ -1,7 +1,8 @@
 """What a client and its supervisor say to each other: JSON objects of bounded size, one a packet, over a Unix socket.
 
 The socket has an abstract address, which the kernel gives to one process at a time and takes back when that one dies: there is
-one supervisor for a domain, and never a stale file.  Whoever connects is known by the kernel's word (``SO_PEERCRED``); nothing
+one supervisor for a domain, and never a stale file.  (Of a domain of the machine it is a path, since an abstract address is
+anybody's; there a file lock does the same.)  Whoever connects is known by the kernel's word (``SO_PEERCRED``); nothing
 that it says of itself is believed.  Descriptors travel beside a message.  Never pickle.
 """
 
@@ -10,14 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import socket
 import struct
 from typing import Any, Final
+
+from . import _machine
 
 __all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "exchange", "peer", "receive", "send"]
 
 MOST_BYTES: Final = 16384  # of one message
 MOST_DESCRIPTORS: Final = 4
+SLICES: Final = 20  # of the time in which an answer must come
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _SO_PEERPIDFD: Final = 77  # Linux 6.5
 _to_json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -28,7 +33,9 @@ class MessageError(ValueError):
 
 
 def address(user: int, domain: str) -> str:
-    """The abstract address of the supervisor of a domain.  ``user`` is the one whom it serves."""
+    """The address of the supervisor of a domain: abstract, or of the machine.  ``user`` is the one whom it serves."""
+    if _machine.is_of_machine(domain):
+        return _machine.socket_path(domain)
     return f"\0shlock/{user}/{hashlib.blake2b(domain.encode(), digest_size=16).hexdigest()}"
 
 
@@ -66,15 +73,40 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(descriptors)
 
 
-def exchange(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Send a message and wait for the answer.  ConnectionResetError at the end of the connection; TimeoutError."""
+def exchange(
+    connection: socket.socket,
+    message: dict[str, Any],
+    descriptors: tuple[int, ...] = (),
+    received: list[int] | None = None,
+) -> dict[str, Any]:
+    """Send a message and wait for the answer, as long as the socket's timeout.  ConnectionResetError at its end; TimeoutError.
+
+    The descriptors beside the answer are added to ``received``, and closed if there is none.
+    """
     send(connection, message, descriptors)
-    data, unwanted = receive(connection)
-    for descriptor in unwanted:
-        os.close(descriptor)
+    _await_answer(connection)
+    data, beside = receive(connection)
+    if received is not None:
+        received += beside
+    else:
+        for descriptor in beside:
+            os.close(descriptor)
     if not data:
         raise ConnectionResetError("the other end has closed the connection")
     return decode(data)
+
+
+def _await_answer(connection: socket.socket) -> None:
+    """Wait in slices: a machine that stood still for a while, as virtual ones do, cost the other end as much time as us."""
+    limit = connection.gettimeout()
+    if not limit:
+        return
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    for _ in range(SLICES):
+        if waiting.poll(limit * 1000 / SLICES):
+            return
+    raise TimeoutError(f"no answer for {limit:g} s")
 
 
 def peer(connection: socket.socket) -> tuple[int, int, int]:

@@ -33,7 +33,7 @@ from ._segment import BYTE_CREATING, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM, crash_points
 from .errors import SegmentError
 
-__all__ = ["DEFAULT_DOMAIN", "attach_named", "check_name", "domain_of", "name_at", "open_named", "segment_name"]
+__all__ = ["DEFAULT_DOMAIN", "attach_named", "check_name", "checked", "domain_of", "name_at", "open_named", "segment_name"]
 
 DEFAULT_DOMAIN: Final = "default"
 CREATION_TIMEOUT: Final = 10.0  # seconds
@@ -69,6 +69,8 @@ def find(arena: Arena, name: bytes) -> int | None:
 
 def name_at(arena: Arena, index: int) -> bytes | None:
     """The name of a block, or None."""
+    if arena.only_name is not None:
+        return arena.only_name.encode()
     if not arena.layout.text:
         return None
     entry = arena.layout.name_table + index * at.NAME_WORDS
@@ -252,13 +254,13 @@ def open_named(domain: str, name: str, declaration: Declaration) -> Block:
     for arena in arenas:
         index = find(arena, encoded)
         if index is not None:
-            return _checked(arena, index, name, declaration)
+            return checked(arena, index, name, declaration)
     with creating(arenas[0]):
         arenas = _chain(domain)
         for arena in arenas:
             index = find(arena, encoded)
             if index is not None:
-                return _checked(arena, index, name, declaration)
+                return checked(arena, index, name, declaration)
         for arena in arenas:
             index = insert(arena, encoded, declaration)
             if index is not None:
@@ -273,7 +275,8 @@ def open_named(domain: str, name: str, declaration: Declaration) -> Block:
                 raise ValueError(f"{declaration.cells} permits or parties are more than one segment holds")
 
 
-def _checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
+def checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
+    """The block there, if it is what is wanted.  SegmentError says what it is."""
     start = arena.layout.block(index)
     word, parameter = arena.words.load(start + at.BLOCK_KIND), arena.words.load(start + at.BLOCK_PARAMETER)
     kind = word & at.KIND

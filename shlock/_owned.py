@@ -86,6 +86,7 @@ LONGEST_INSISTENCE: Final = 150_000
 TURN: Final = 10_000_000
 LONGEST_COURTESY: Final = 100_000  # nanoseconds; a thread wakes up in about 50 us
 _PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
+NO_POINTER: Final = pointer(0)
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -101,7 +102,10 @@ class OwnedWords:
         words = block.arena.words
         self.block = block
         self.view = words.view
-        self.places: list[tuple[int, Pointer]] = [(place, words.pointer(place)) for place in places]
+        #: Index and pointer of each.  In a read-only mapping there is nothing to point to: the lock then refuses everything.
+        self.places: list[tuple[int, Pointer]] = [
+            (place, words.pointer(place) if words.is_writable else NO_POINTER) for place in places
+        ]
         self.has_permits = block.owned  # of a Semaphore: who took one gives it back, and nobody else
         self.policy = min(block.policy, POISON)
         self.parking = parking_of(block.arena)

@@ -52,6 +52,7 @@ from . import _layout as at
 from ._arena import Arena
 from ._atomic import Operand, Pointer, Words, borrow_operand, give_back
 from ._segment import PREFIX
+from ._semaphore import SegmentSemaphore
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
 
@@ -367,11 +368,24 @@ class Parking:
         semaphore = self.semaphores.get(index)
         if semaphore is None:
             try:
-                semaphore = posix_ipc.Semaphore(self._semaphore_name(index))
+                semaphore = self._open_semaphore(index)
             except posix_ipc.ExistentialError:
                 return  # its owner finds out by polling
             semaphore = self.semaphores.setdefault(index, semaphore)
         semaphore.release()
+
+    def _open_semaphore(self, index: int) -> Any:
+        if self.layout.semaphores:
+            return SegmentSemaphore(self.words, self.layout.semaphore(index))
+        return posix_ipc.Semaphore(self._semaphore_name(index))
+
+    def _make_semaphore(self, index: int) -> None:
+        if self.layout.semaphores:
+            SegmentSemaphore(self.words, self.layout.semaphore(index)).clear()
+            return
+        if self.is_nameless:
+            self._start_janitor()
+        SYSTEM.create_semaphore(self._semaphore_name(index))
 
     # -- the table of spots -------------------------------------------------------------------------------------------
 
@@ -399,11 +413,8 @@ class Parking:
             if crash_points:
                 crash_points[0]("C1 spot claimed")
             self.words.raise_to(at.HEADER_SPOTS_USED, index + 1)
-            if self.is_nameless:
-                self._start_janitor()
-            SYSTEM.create_semaphore(self._semaphore_name(index))
-            semaphore = posix_ipc.Semaphore(self._semaphore_name(index))
-            self.semaphores[index] = semaphore
+            self._make_semaphore(index)
+            semaphore = self.semaphores[index] = self._open_semaphore(index)
             return Spot(self.words, self.layout, index, semaphore)
         except BaseException:
             self.words.store(self.layout.spot(at.SPOT_CLAIM, index), 0)

@@ -83,6 +83,16 @@ class System:
         # Field 2 is the command in parentheses and may itself hold anything: count from the last parenthesis.
         return int(text[text.rindex(b")") + 2 :].split()[19])
 
+    def account_of(self, pid: int) -> tuple[int, int] | None:
+        """Effective user and group of a process; None if there is no such process."""
+        try:
+            with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+                text = file.read(4096)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        user, group = (int(text.split(key)[1].split()[1]) for key in (b"\nUid:", b"\nGid:"))
+        return user, group
+
     def pidfd_open(self, pid: int) -> int | None:
         """A descriptor of the process, readable once all its threads are gone; None if there is no such process."""
         try:
@@ -151,6 +161,16 @@ class System:
         when the last process that has it open or mapped is gone, however that process ended.
         """
         descriptor = os.open(SHM_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def create_sealable(self, label: str, size: int) -> int:
+        """A descriptor of a new shared memory file that has no path and can be sealed, its pages reserved.  OSError."""
+        descriptor = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(descriptor, 0, size)
         except BaseException:

@@ -1,4 +1,4 @@
-"""What stands in the segments of this user, decoded without taking a lock: it works while everything is stuck.
+"""What stands in the segments of this user (root: and of the machine), decoded without taking a lock, though all be stuck.
 
 Segments are mapped read-only.  Named domains are found by their file names; anonymous arenas, whose segments have no name,
 through the descriptors of this user's processes, and so are the ledgers of who holds a leased lock: no supervisor is asked.
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from . import _layout as at
-from . import _ledger, _names, _process
+from . import _ledger, _machine, _names, _process
 from ._arena import Arena
 from ._counting import BarrierWord
 from ._segment import BYTE_IN_USE, PREFIX, Segment
@@ -101,9 +101,10 @@ class DomainSnapshot:
 
 
 def domains() -> list[DomainSnapshot]:
-    """Every segment of this user: named domains first, then arenas without a name."""
+    """Every segment of this user: named domains first, for root those of the machine, then arenas without a name."""
     named = [_of_file(name) for name in _segment_files()]
-    return [snapshot for snapshot in named if snapshot is not None] + list(_nameless())
+    of_machine = _of_machine() if SYSTEM.geteuid() == _machine.ROOT else []
+    return [*(snapshot for snapshot in named if snapshot is not None), *of_machine, *_nameless()]
 
 
 def clean(domain: str | None = None) -> list[str]:
@@ -159,6 +160,33 @@ def _of_file(name: str) -> DomainSnapshot | None:
     return _decode(descriptor, name)
 
 
+def _of_machine() -> list[DomainSnapshot]:
+    """The domains of the machine, each with all its names, through the descriptors of the processes that have them open."""
+    processes: dict[str, set[int]] = {}
+    primitives: dict[str, list[PrimitiveSnapshot]] = {}
+    for fd in _machine.segments_of(None):
+        found = _machine.domain_and_name(fd)
+        if found is None:
+            os.close(fd)
+            continue
+        domain, name = found
+        with contextlib.suppress(SegmentError):
+            arena = _machine.arena_over(fd, domain, name)
+            living = (_process.pid_of(word) for word in arena.processes() if _process.is_alive(word))
+            processes.setdefault(domain, set()).update(living)
+            primitives.setdefault(domain, []).extend(_primitives(arena))
+    return [
+        DomainSnapshot(
+            domain,
+            "of the machine",
+            True,
+            tuple(sorted(processes[domain])),
+            tuple(sorted(found, key=lambda one: one.name or "")),
+        )
+        for domain, found in sorted(primitives.items())
+    ]
+
+
 def _nameless() -> Iterator[DomainSnapshot]:
     """Arenas without a name, each once, through the descriptors of the processes that have them open."""
     seen: set[tuple[int, int]] = set()
@@ -205,11 +233,12 @@ def _decode(descriptor: int, name: str) -> DomainSnapshot:
 def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
     waiters = _waiters(arena)
     ledgers = _Ledgers(arena)
-    used = arena.layout.blocks if arena.layout.text else min(arena.words.load(at.HEADER_BLOCKS_USED), arena.layout.blocks)
+    is_named = arena.domain is not None
+    used = arena.layout.blocks if is_named else min(arena.words.load(at.HEADER_BLOCKS_USED), arena.layout.blocks)
     for index in range(used):
         name = _names.name_at(arena, index)
         kind = arena.words.load(arena.layout.block(index) + at.BLOCK_KIND) & at.KIND
-        if not at.FREE_BLOCK < kind < at.EXTENSION or (arena.layout.text and name is None):
+        if not at.FREE_BLOCK < kind < at.EXTENSION or (is_named and name is None):
             continue
         try:
             yield _primitive(arena, index, kind, name, waiters.get(index, ()), ledgers)

@@ -28,11 +28,11 @@ from multiprocessing import process as mp_process
 from threading import BrokenBarrierError
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from . import _anonymous, _names, _process
+from . import _anonymous, _machine, _names, _process
 from . import _layout as at
 from ._arena import Block, Declaration
 from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
-from ._leased import LeasedPath, make_leased_path
+from ._leased import LeasedPath, make_leased_path, make_refusing_path
 from ._multiprocessing import SemLockView, ZeroCount
 from ._owned import OwnedWords, describe, make_fast_path
 from ._parking import parking_of
@@ -92,9 +92,19 @@ class _Primitive:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a primitive with a name, and there is none")
             self._bind(_anonymous.allocate(declaration))
+            return
+        name = _names.check_name(name)
+        domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
+        if _machine.is_of_machine(domain):
+            self._bind(self._attach_of_machine(domain, name, declaration))
         else:
-            domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
-            self._bind(_names.open_named(domain, _names.check_name(name), declaration))
+            self._bind(_names.open_named(domain, name, declaration))
+
+    def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> Block:
+        raise ValueError(
+            f"domain {domain!r} is of the machine: only Lock and RLock can be opened there, with lease=. "
+            "A domain of this user has no '/' at its beginning."
+        )
 
     def _bind(self, block: Block) -> None:
         """Set up what this object needs of its block."""
@@ -122,6 +132,9 @@ class _Primitive:
         if block.name is None:
             mp_context.assert_spawning(self)
             attach, arguments = _anonymous.attach_inherited, _anonymous.export(block)
+        elif _machine.is_of_machine(block.arena.domain):
+            declaration = Declaration(self._kind, policy=block.policy)
+            attach, arguments = _attach_of_machine, (block.arena.domain, block.name, declaration, self._extra_state())
         else:
             attach, arguments = _names.attach_named, (block.arena.domain, block.name)
         return _rebuild, (type(self), attach, arguments, self._extra_state())
@@ -154,6 +167,12 @@ def _rebuild(cls: type[_Primitive], attach: Callable[..., Block], arguments: tup
     self._bind(block)
     self._restore(state)
     return self
+
+
+def _attach_of_machine(domain: str, name: str, declaration: Declaration, terms: Terms) -> Block:
+    from ._client import attach  # only who asks for contracts talks to a supervisor
+
+    return attach(domain, name, declaration, terms)
 
 
 def waiters_of(block: Block) -> tuple[Waiter, ...]:
@@ -311,13 +330,19 @@ class Lock(_Owned):
     def _bind(self, block: Block) -> None:
         super()._bind(block)
         words = self._words = self._owned_words(block, [block.word])
+        if block.leased:
+            self._obtain_contract()
+            if "acquire" not in words.grant.terms.operations:
+                self._leased = path = make_refusing_path(words)
+                self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
+                self.__enter__, self.__exit__ = path.enter, path.exit
+                return
         # As in multiprocessing: the object's own functions, without the detour over the class; "with" finds them in slots.
         plain = make_fast_path(words, recursive=self._kind == at.RLOCK)
         if not block.leased:
             self.__dict__["acquire"], self.__dict__["release"], self.__exit__ = plain
             self.__enter__ = plain[0]
             return
-        self._obtain_contract()
         from ._client import renew
 
         path = self._leased = make_leased_path(words, plain, renew, recursive=self._kind == at.RLOCK)
@@ -332,7 +357,7 @@ class Lock(_Owned):
             self._terms = words.grant.terms if words.grant is not None else Terms(lease, grace)
         grant = words.grant
         if grant is None or grant.process is not _process.current:
-            from ._client import obtain  # only who asks for contracts talks to a supervisor
+            from ._client import obtain
 
             words.grant = obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms)
         elif grant.terms != self._terms:
@@ -340,6 +365,11 @@ class Lock(_Owned):
                 f"{describe(block)}: this process has a contract for it on other terms ({grant.terms}). "
                 "One process has one contract for a lock: ask for the same, or drop the other object first."
             )
+
+    def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> Block:
+        if self._terms is None:
+            return super()._attach_of_machine(domain, name, declaration)
+        return _attach_of_machine(domain, name, declaration, self._terms)
 
     def _prepare(self, state: Any) -> None:
         self._terms = state

@@ -628,7 +628,7 @@ def idle(domain: str, page: Page) -> None:
 
 @pytest.mark.parametrize("stay", [spin, stop], ids=lambda stay: stay.__name__)
 def test_time_without_a_supervisor_does_not_count(stay: Callable[[], None], domain: str, page: Page) -> None:
-    lease = 0.7
+    lease = 2.0
     holder = Child(overrun, domain, page, 1, stay, "lock", lease)
     eventually(lambda: page[HELD])
     heir = Child(inherit, domain, page, 1)
@@ -746,7 +746,7 @@ def test_a_client_asks_the_next_supervisor_when_one_is_killed_at(label: str, dom
 def test_holders_are_adopted_when_one_supervisor_after_the_other_is_killed_before_adopting(
     stay: Callable[[], None], domain: str, page: Page
 ) -> None:
-    holder = Child(overrun, domain, page, 1, stay, "lock", 2.0)
+    holder = Child(overrun, domain, page, 1, stay, "lock", 5.0)
     heir = Child(inherit, domain, page, 1)
     eventually(lambda: page[HELD])
     eventually(lambda: heir.pid in {entry["pid"] for entry in contracts(domain)})
@@ -788,7 +788,7 @@ def test_who_started_a_supervisor_that_died_starts_another(domain: str) -> None:
             assert lease.token == 1
         return calls
 
-    assert Child(open_first).result() == 2
+    assert Child(open_first).result() >= 2  # one more for each second that the second one needs to come up
 
 
 # -- opening --------------------------------------------------------------------------------------------------------------

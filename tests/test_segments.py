@@ -30,10 +30,25 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change 
 
 
 @pytest.fixture
-def segment(domain: str) -> Path:
-    """The file of a domain's first segment; this process has nothing to do with it."""
-    run("import sys, shlock; shlock.Lock('x', domain=sys.argv[1])", domain)
-    return SHM / _names.segment_name(domain)
+def segment(domain: str) -> Iterator[Path]:
+    """The file of a domain's first segment, marked as in use: else the ``clean`` of another test might remove it.
+
+    This process does not know the domain.
+    """
+    path = SHM / _names.segment_name(domain)
+
+    def keep() -> int | None:
+        run("import sys, shlock; shlock.Lock('x', domain=sys.argv[1])", domain)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR)
+            if _sys.SYSTEM.lock_byte(descriptor, _segment.BYTE_IN_USE, shared=True) and os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)
+        return None
+
+    descriptor = eventually(keep, "the segment is there")
+    yield path
+    os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -243,11 +258,10 @@ def test_something_wrong_with_a_further_segment_is_refused_too(domain: str, monk
     assert path.stat().st_size == 100
 
 
-def test_a_segment_that_is_never_quite_removed_gives_an_error_and_no_hang(
-    domain: str, segment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_segment_that_is_never_quite_removed_gives_an_error_and_no_hang(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_segment, "REMOVAL_TIMEOUT", 0.2)
-    descriptor = os.open(segment, os.O_RDWR)
+    run("import sys, shlock; shlock.Lock('x', domain=sys.argv[1])", domain)
+    descriptor = os.open(SHM / _names.segment_name(domain), os.O_RDWR)
     try:
         assert _sys.SYSTEM.lock_byte(descriptor, _segment.BYTE_IN_USE, shared=False)
         with pytest.raises(shlock.SegmentError, match="does not go on"):

@@ -848,11 +848,13 @@ def test_a_client_that_meets_a_supervisor_at_its_end_turns_to_the_next_one(
     ends = [True]
     exchange = _client.Connection._exchange
 
-    def end_at_hello(self: Any, connection: socket.socket, message: dict[str, Any], *rest: Any) -> dict[str, Any]:
+    def end_at_hello(
+        self: Any, connection: socket.socket, message: dict[str, Any], *rest: Any, **options: Any
+    ) -> dict[str, Any]:
         if message["op"] == "hello" and ends:
             ends.pop()
             raise ConnectionResetError("the supervisor has gone")
-        return exchange(self, connection, message, *rest)
+        return exchange(self, connection, message, *rest, **options)
 
     monkeypatch.setattr(_client.Connection, "_exchange", end_at_hello)
     with Supervisor(domain):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
@@ -25,18 +26,19 @@ import selectors
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 from .. import _layout as at
-from .. import _ledger, _messages, _names, _process
-from .._arena import Arena
+from .. import _ledger, _machine, _messages, _names, _process
+from .._arena import Arena, Declaration
 from .._client import supervisor_pid
 from .._segment import Segment
 from .._sys import SYSTEM, crash_points
+from ..contract import HIGHEST_NUMBER, LONGEST_SECONDS
 from ..errors import SegmentError, SupervisorError
 from .leases import NEVER, Terms
-from .policy import Policy, Request, default
+from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
 from .watch import Client, Supervised, Watch, name_of
 
@@ -46,6 +48,9 @@ log = logging.getLogger("shlock.supervisor")
 
 LINGER: Final = 1.0  # seconds that an embedded supervisor stays after its last client
 MOST_CONNECTIONS: Final = 4096
+MOST_OF_ONE_USER: Final = 512  # connections, of one user among several
+MOST_REFUSALS: Final = 20  # of one connection; then it is ended
+MOST_AT_A_TURN: Final = 32  # messages of one connection
 MOST_EVENTS: Final = 10_000
 BUDGET: Final = _messages.MOST_BYTES - 256  # bytes of a list in an answer
 BIND_TIMEOUT: Final = 2.0  # seconds for another supervisor to say who it is, or to go
@@ -69,21 +74,30 @@ class Session:
         self.word = word
         self.client: Client | None = None
         self.arenas: dict[int, Arena] = {}
+        self.refusals = 0
         self.follows: int | None = None  # waits for the event after this one
 
 
 class Server:
-    """The supervisor of one domain.  OSError (EADDRINUSE) if there is one."""
+    """The supervisor of one domain.  OSError (EADDRINUSE) if there is one; SupervisorError if this user can't be it."""
 
     def __init__(self, domain: str, policy: Policy | None = None, *, linger: float | None = None) -> None:
         self.domain = domain
         self.policy = policy if policy is not None else default()
         self.linger = linger
-        self.watch = Watch(self.emit)
+        self.is_of_machine = _machine.is_of_machine(domain)
+        if self.is_of_machine and SYSTEM.geteuid() != _machine.ROOT:
+            raise SupervisorError(
+                domain, "only root can supervise a domain of the machine", "A domain of your own has no '/' at its beginning."
+            )
+        self.watch = Watch(self.emit, self._adopted_terms, self._adopt)
         self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=MOST_EVENTS)
         self._event_number = 0
         self._sessions: dict[socket.socket, Session] = {}
         self._arenas: dict[int, Arena] = {}
+        self._by_name: dict[str, Arena] = {}  # those of the machine, the oldest first
+        self._made_by: dict[str, int] = {}  # users
+        self._connections_of: collections.Counter[int] = collections.Counter()  # users
         self._selector = selectors.EpollSelector()
         self._timer = SYSTEM.timer()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -92,9 +106,13 @@ class Server:
         self._ended = False
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._idle_since = SYSTEM.monotonic_ns()
+        self._claim = _machine.claim(domain) if self.is_of_machine else -1
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._listener.bind(_messages.address(SYSTEM.geteuid(), domain))
+            address = _messages.address(SYSTEM.geteuid(), domain)
+            self._listener.bind(address)
+            if self.is_of_machine:
+                os.chmod(address, 0o666)
             if crash_points:
                 crash_points[0]("S-A address bound")
             self._adopt_domain()
@@ -201,8 +219,9 @@ class Server:
                 SYSTEM.close(session.pidfd)
         for client in self.watch.clients.values():
             client.close()
-        for descriptor in (self._selector.fileno(), self._timer, self._wake, self._woken):
-            os.close(descriptor)
+        for descriptor in (self._selector.fileno(), self._timer, self._wake, self._woken, self._claim):
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _close_all(self) -> None:
         self._ended = True
@@ -218,6 +237,8 @@ class Server:
         for arena in self._arenas.values():
             arena.segment.close()
         self._arenas.clear()
+        if self._claim >= 0:
+            _machine.give_up(self.domain, self._claim)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -262,16 +283,20 @@ class Server:
                 continue
             connection.setblocking(False)
             self._sessions[connection] = session
+            self._connections_of[session.user] += 1
             self._selector.register(connection, selectors.EVENT_READ, lambda session=session: self._hear(session))
 
     def _admit(self, connection: socket.socket) -> Session | None:
         """Who it is, as the kernel says.  None: we don't serve it."""
         pid, user, group = _messages.peer(connection)
-        if user not in (0, SYSTEM.geteuid()):
+        if user not in (0, SYSTEM.geteuid()) and not self.is_of_machine:
             self.emit("refused", pid=pid, reason=f"user {user} is not the one that this supervisor serves")
             return None
         if len(self._sessions) >= MOST_CONNECTIONS:
             self.emit("refused", pid=pid, reason=f"{MOST_CONNECTIONS} connections are open")
+            return None
+        if user != SYSTEM.geteuid() and self._connections_of[user] >= MOST_OF_ONE_USER:
+            self.emit("refused", pid=pid, reason=f"user {user} has {MOST_OF_ONE_USER} connections already")
             return None
         pidfd = _messages.peer_pidfd(connection)
         if pidfd is None:
@@ -303,6 +328,7 @@ class Server:
         """End a connection.  Its client stays watched as long as its process lives: it may hold something."""
         if self._sessions.pop(session.socket, None) is None:
             return
+        self._connections_of[session.user] -= 1
         self._selector.unregister(session.socket)
         session.socket.close()
         self._accept_again()
@@ -311,6 +337,7 @@ class Server:
             SYSTEM.close(session.pidfd)
         elif not client.contracts and self.watch.clients.get(client.word) is client:
             self._forget(client)
+        self._release(session.arenas.values())
 
     def _forget(self, client: Client) -> None:
         self._selector.unregister(client.pidfd)
@@ -318,7 +345,9 @@ class Server:
         self.watch.forget(client)
 
     def _hear(self, session: Session) -> None:
-        while session.socket in self._sessions:
+        for _ in range(MOST_AT_A_TURN):  # then the others have a turn
+            if session.socket not in self._sessions:
+                return
             try:
                 data, descriptors = _messages.receive(session.socket)
             except BlockingIOError:
@@ -337,6 +366,9 @@ class Server:
             except _Refused as error:
                 self.emit("refused", pid=session.pid, reason=str(error))
                 self._answer(session, {"error": str(error)})
+                session.refusals += 1
+                if session.refusals >= MOST_REFUSALS:
+                    self._drop(session)
             except (_messages.MessageError, OSError, ValueError) as error:
                 self.emit("refused", pid=session.pid, reason=str(error))
                 self._drop(session)
@@ -344,9 +376,9 @@ class Server:
                 for descriptor in descriptors:
                     SYSTEM.close(descriptor)
 
-    def _answer(self, session: Session, answer: dict[str, Any]) -> None:
+    def _answer(self, session: Session, answer: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         try:
-            _messages.send(session.socket, answer)
+            _messages.send(session.socket, answer, descriptors)
         except (OSError, _messages.MessageError):  # it does not read, or has gone
             self._drop(session)
 
@@ -354,17 +386,24 @@ class Server:
 
     def _serve(self, session: Session, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
         operation = message.get("op")
+        if operation in _FOR_ROOT and self.is_of_machine and session.user != _machine.ROOT:
+            raise _Refused(f"in a domain of the machine only root may ask for {operation}")
         if operation == "hello":
             return self._hello(session, message, descriptors)
         if operation == "arena":
             return self._show_arena(session, message, descriptors)
+        if operation == "attach":
+            return self._attach(session, message)
         if operation == "open":
             return self._open(session, message)
         if operation == "close":
             client = _client_of(session)
             slot = _number(message, "slot", _ledger.SLOTS - 1)
-            if slot in client.contracts and not client.contracts[slot].owns():
+            contract = client.contracts.get(slot)
+            if contract is not None and not contract.owns():
                 self.watch.remove(client, slot)
+                session.arenas.pop(contract.arena.identity, None)
+                self._release([contract.arena])
             return {"ok": True}
         if operation == "who":
             return {"ok": True, "pid": os.getpid(), "domain": self.domain}
@@ -408,7 +447,9 @@ class Server:
         if self.watch.clients.get(client.word) is not client:
             return  # forgotten since this event was seen: its connection and its process ended in one turn
         self._selector.unregister(client.pidfd)
+        arenas = [contract.arena for contract in client.contracts.values()]
         self.watch.bury(client)
+        self._release(arenas)
         for session in [session for session in self._sessions.values() if session.client is client]:
             self._drop(session)
 
@@ -417,6 +458,9 @@ class Server:
         identity = _number(message, "identity", at.WORD_MASK)
         if len(descriptors) != 1:
             raise _Refused("an arena comes as one descriptor")
+        if self.is_of_machine:
+            session.arenas[identity] = self._recognise(descriptors[0], identity)
+            return {"ok": True}
         arena = self._arenas.get(identity)
         if arena is None:
             segment = None
@@ -445,26 +489,14 @@ class Server:
         if arena is None:
             raise _Refused("this arena was not shown")
         block = _number(message, "block", arena.layout.blocks - 1)
-        lease, grace = _number(message, "lease", NEVER), _number(message, "grace", NEVER)
-        rank = _number(message, "rank", (1 << 31) - 1)
-        operations = message.get("operations")
-        if not isinstance(operations, list) or not all(isinstance(operation, str) for operation in operations):
-            raise _Refused("operations must be a list of names")
         name = name_of(arena, block)
-        user_names, group_ids, group_names = session.accounts
-        request = Request(
-            user_id=session.user, user_names=user_names, group_ids=group_ids, group_names=group_names,
-            is_self=session.user == SYSTEM.geteuid(), domain=self.domain, name=name,
-            operations=frozenset(operations), lease=lease / 1e9, grace=grace / 1e9, rank=rank,
-        )  # fmt: skip
         held = self.watch.count(session.user) - (slot in client.contracts)
-        try:
-            decision = self.policy.decide(request, contracts_held=held)
-        except (TypeError, ValueError) as error:
-            raise _Refused(str(error)) from None
+        wishes = _wishes(message)
+        decision = self._decide(session.user, session.accounts, name, wishes, held)
         if not decision.allowed:
             self.emit("denied", pid=session.pid, lock=name, block=block, reason=decision.reason, rule=decision.decider)
             return {"ok": False, "reason": decision.reason, "rule": decision.rule}
+        lease, grace, rank = wishes.lease, wishes.grace, wishes.rank
         if crash_points:
             crash_points[0]("S-G1 decided, not added")
         contract = Supervised(
@@ -479,9 +511,109 @@ class Server:
         self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
         return {"ok": True, "rule": decision.rule}
 
+    def _decide(self, user: int, accounts: _Accounts, name: str | None, wishes: _Wishes, held: int) -> Decision:
+        """What the policy says of a user's wishes."""
+        user_names, group_ids, group_names = accounts
+        request = Request(
+            user_id=user, user_names=user_names, group_ids=group_ids, group_names=group_names,
+            is_self=user == SYSTEM.geteuid(), domain=self.domain, name=name,
+            operations=wishes.operations, lease=wishes.lease / 1e9, grace=wishes.grace / 1e9, rank=wishes.rank,
+        )  # fmt: skip
+        try:
+            return self.policy.decide(request, contracts_held=held)
+        except (TypeError, ValueError) as error:
+            raise _Refused(str(error)) from None
+
     def _contracts_from(self, first: int, name: str | None) -> dict[str, Any]:
         everything = [contract for contract in self.contracts() if name in (None, contract["lock"])]
         return {"ok": True, "contracts": _fitting(everything[first:]), "all": len(everything)}
+
+    # -- names of the machine -------------------------------------------------------------------------------------------
+
+    def _attach(self, session: Session, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Give out the segment of a name, made if there is none, to who may have a contract for it."""
+        _client_of(session)
+        if not self.is_of_machine:
+            raise _Refused("in a domain of one user its processes make the segments")
+        kind, policy = _number(message, "kind", at.RLOCK), _number(message, "policy", len(at.POLICIES) - 1)
+        wishes = _wishes(message)
+        try:
+            name = _names.check_name(message.get("name"))
+        except (TypeError, ValueError) as error:
+            raise _Refused(str(error)) from None
+        if kind not in (at.LOCK, at.RLOCK):
+            raise _Refused("a name of the machine is a Lock or an RLock")
+        # Whoever is given segments without opening them holds as many contracts.
+        given = sum(len(other.arenas) for other in self._sessions.values() if other.user == session.user)
+        decision = self._decide(session.user, session.accounts, name, wishes, max(given, self.watch.count(session.user)))
+        arena = self._by_name.get(name)
+        if decision.allowed and arena is None and not self._has_room(session.user, decision.most_contracts):
+            decision = dataclasses.replace(
+                decision, allowed=False, reason=f"the user has made {decision.most_contracts} names that are in use"
+            )
+        if not decision.allowed:
+            self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
+            return {"ok": False, "reason": decision.reason, "rule": decision.rule}
+        if arena is None:
+            declaration = Declaration(kind, policy=policy, lease=wishes.lease, grace=wishes.grace)
+            arena = _machine.make_arena(self.domain, name, declaration)
+            self._know(arena)
+            self._made_by[name] = session.user
+        session.arenas[arena.identity] = arena
+        fd = _machine.open_again(arena.segment.fd, read_only=not wishes.operations & _WRITING)
+        try:
+            self._answer(session, {"ok": True}, (fd,))
+        finally:
+            SYSTEM.close(fd)
+        return None
+
+    def _has_room(self, user: int, most: int) -> bool:
+        """Whether a user may make one more name.  Makes room by removing the oldest of his that nobody uses."""
+        names = [name for name, maker in self._made_by.items() if maker == user]
+        if len(names) < most:
+            return True
+        for name in names:
+            arena = self._by_name[name]
+            if not self._is_used(arena) and not arena.words.load(arena.layout.block(0) + at.BLOCK_WORD):
+                self._close(arena)
+                return True
+        return False
+
+    def _know(self, arena: Arena) -> None:
+        self._arenas[arena.identity] = arena
+        if arena.only_name is not None:
+            self._by_name[arena.only_name] = arena
+
+    def _recognise(self, fd: int, identity: int) -> Arena:
+        """The arena behind a descriptor that a client presents again: one that a supervisor of this domain gave out."""
+        try:
+            name = _machine.name_of_segment(fd, self.domain)
+            arena = self._by_name.get(name)
+            if arena is None:
+                arena = _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
+                self._know(arena)
+                self._adopt(arena)
+        except (OSError, ValueError, SegmentError) as error:
+            raise _Refused(f"this is no arena: {error}") from None
+        if not arena.identity == identity == os.fstat(fd).st_ino:
+            raise _Refused("this is another arena than it is said to be")
+        return arena
+
+    def _is_used(self, arena: Arena) -> bool:
+        return self.watch.uses(arena) or any(arena.identity in session.arenas for session in self._sessions.values())
+
+    def _release(self, arenas: Iterable[Arena]) -> None:
+        """Let go of the arenas without a name that nobody uses any more."""
+        for arena in list(arenas):
+            if arena.domain is None and self._arenas.get(arena.identity) is arena and not self._is_used(arena):
+                self._close(arena)
+
+    def _close(self, arena: Arena) -> None:
+        del self._arenas[arena.identity]
+        if arena.only_name is not None:
+            del self._by_name[arena.only_name]
+            self._made_by.pop(arena.only_name, None)
+        arena.segment.close()
 
     # -- for the program around it --------------------------------------------------------------------------------------
 
@@ -530,9 +662,38 @@ class Server:
 
     def _adopt_domain(self) -> None:
         """Take over what stands in the segments of the domain."""
-        for arena in _named_arenas(self.domain):
-            self._arenas[arena.identity] = arena
+        for arena in self._arenas_of_machine() if self.is_of_machine else _named_arenas(self.domain):
+            self._know(arena)
             self._adopt(arena)
+
+    def _arenas_of_machine(self) -> Iterator[Arena]:
+        """What earlier supervisors of the domain have given out and somebody still has."""
+        for fd in _machine.segments_of(self.domain):
+            try:
+                name = _machine.name_of_segment(fd, self.domain)
+                if name in self._by_name:
+                    log.warning("a second segment of %r is not adopted", name)
+                else:
+                    yield _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
+            except (OSError, ValueError, SegmentError) as error:
+                log.warning("a segment of domain %r cannot be adopted: %s", self.domain, error)
+            finally:
+                SYSTEM.close(fd)
+
+    def _adopted_terms(self, user: int, group: int, arena: Arena, block: int, terms: Terms, rank: int) -> Terms | None:
+        """Terms that stand in the ledger of a client of an earlier supervisor, as far as the policy allows them."""
+        if not self.is_of_machine:
+            return terms
+        longest = int(LONGEST_SECONDS * 1e9)
+        terms = Terms(min(terms.lease, longest), min(terms.grace, longest))
+        wishes = _Wishes(frozenset({"acquire"}), terms.lease, terms.grace, min(rank, HIGHEST_NUMBER))
+        try:
+            decision = self._decide(user, _accounts(user, group), name_of(arena, block), wishes, 0)
+        except _Refused:
+            return None
+        if decision.hidden or "acquire" not in decision.operations:
+            return None
+        return Terms(min(terms.lease, int(decision.longest_lease * 1e9)), min(terms.grace, int(decision.longest_grace * 1e9)))
 
     def _adopt(self, arena: Arena) -> None:
         """Take over the holders in an arena: one that is stopped, or inside a C call, will not come to us by itself."""
@@ -589,6 +750,27 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
+_FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
+_WRITING: Final = frozenset({"acquire", "write", "send", "receive"})
+
+
+class _Wishes(NamedTuple):
+    """What a contract is asked for, in nanoseconds."""
+
+    operations: frozenset[str]
+    lease: int
+    grace: int
+    rank: int
+
+
+def _wishes(message: dict[str, Any]) -> _Wishes:
+    operations = message.get("operations")
+    if not isinstance(operations, list) or not all(isinstance(operation, str) for operation in operations):
+        raise _Refused("operations must be a list of names")
+    lease, grace = _number(message, "lease", NEVER), _number(message, "grace", NEVER)
+    return _Wishes(frozenset(operations), lease, grace, _number(message, "rank", HIGHEST_NUMBER))
+
+
 def _number(message: dict[str, Any], key: str, most: int) -> int:
     value = message.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
@@ -596,7 +778,10 @@ def _number(message: dict[str, Any], key: str, most: int) -> int:
     return value
 
 
-def _accounts(user: int, group: int) -> tuple[frozenset[str], frozenset[int], frozenset[str]]:
+_Accounts = tuple[frozenset[str], frozenset[int], frozenset[str]]
+
+
+def _accounts(user: int, group: int) -> _Accounts:
     """Names of a user, numbers and names of his groups, as the system's tables have them."""
     import grp
     import pwd

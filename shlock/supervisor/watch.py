@@ -13,6 +13,7 @@
     # S2  nobody is killed whose hold ended in time: K2's membarrier brings out every X1 that was made before
     # S3  P is killed through the pidfd that was opened when it got its contract, only if its own ledger says it is inside
     # S4  a waiter that polls may be faster in D: both make an exchange from the dead owner's word, and one wins
+    # S5  in a domain of the machine: a word that names nobody with a contract is forged, and is taken back at the next look
     #
     # killed after   what stands there            repaired by
     # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
@@ -31,7 +32,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from .. import _layout as at
-from .. import _ledger, _process
+from .. import _ledger, _machine, _process
 from .._arena import Arena
 from .._names import name_at
 from .._parking import parking_of
@@ -44,6 +45,8 @@ __all__ = ["Client", "Supervised", "Watch"]
 log = logging.getLogger("shlock.supervisor")
 
 Emit = Callable[..., None]
+#: What an adopted contract may be, from user, group, arena, control block, the terms in the ledger, and the rank.
+TermsFor = Callable[[int, int, Arena, int, Terms, int], Terms | None]
 
 
 class Client:
@@ -123,9 +126,11 @@ class Supervised:
 class Places:
     """The contracts for the locks of one arena, found by the words of the locks: only what is held costs time."""
 
-    __slots__ = ("holders", "last", "step", "view", "words")
+    __slots__ = ("arena", "holders", "last", "step", "strangers", "view", "words")
 
     def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.strangers: list[int] = []  # control blocks whose words named nobody with a contract, at the last look
         self.view = arena.words.view
         self.words = arena.layout.block(0) + at.BLOCK_WORD  # W of the first control block
         self.step = arena.layout.block(1) - arena.layout.block(0)
@@ -145,20 +150,26 @@ class Places:
 
     def held(self) -> Iterator[Supervised]:
         """The contracts whose locks name their owners now."""
+        self.strangers.clear()
         words = self.view[self.words : self.words + self.last * self.step + 1 : self.step].tolist()
         for index in [index for index, word in enumerate(words) if word]:
             holders = self.holders.get(index)
             if holders is not None:
-                contract = holders.get(self.view[self.words + index * self.step] & at.OWNER)
+                owner = self.view[self.words + index * self.step] & at.OWNER
+                contract = holders.get(owner)
                 if contract is not None:
                     yield contract
+                elif owner:
+                    self.strangers.append(index)
 
 
 class Watch:
     """All contracts of one supervisor."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, terms_for: TermsFor, adopt_all: Callable[[Arena], None]) -> None:
         self.clients: dict[int, Client] = {}  # by identity word
+        self._terms_for = terms_for
+        self._adopt_all = adopt_all
         self._places: dict[int, Places] = {}  # by identity of the arena
         self._seen: set[Supervised] = set()  # of which the last look saw a hold, or the beginning or the end of one
         self._emit = emit
@@ -207,6 +218,8 @@ class Watch:
         """Do what is due, and note when to look again."""
         due = SYSTEM.monotonic_ns() + self._shortest if self._shortest != NEVER else NEVER
         held = [contract for places in self._places.values() for contract in places.held()]
+        for places in [places for places in self._places.values() if places.strangers and places.arena.only_name is not None]:
+            self._expel(places)
         for contract in self._seen.difference(held):
             contract.watched.look(0, owns=False, deadline=0, token=0)
         for contract in held:
@@ -221,6 +234,23 @@ class Watch:
                 self._act(contract, verdict)
         self._seen = {contract for contract in held if contract.watched.is_seen}
         self.due = due
+
+    def _expel(self, places: Places) -> None:
+        """S5: a word of the machine that names nobody with a contract is forged, unless an earlier supervisor granted one."""
+        arena, blocks = places.arena, list(places.strangers)
+        self._adopt_all(arena)
+        for block in blocks:
+            place = arena.layout.block(block) + at.BLOCK_WORD
+            w = places.view[place]
+            owner = w & at.OWNER
+            if not owner or owner in places.holders.get(block, ()):
+                continue
+            if arena.words.compare_exchange(place, w, w & at.DIED):
+                parking_of(arena).unpark_one(block)
+                self._emit(
+                    "taken away", lock=arena.only_name, block=block, pid=_process.pid_of(owner),
+                    reason="the lock's word was forged: this process has no contract for it",
+                )  # fmt: skip
 
     def _act(self, contract: Supervised, verdict: Verdict) -> None:
         if verdict is Verdict.TERMINATE:
@@ -253,6 +283,10 @@ class Watch:
     def kill(self, contract: Supervised, reason: int) -> bool:
         """K3, K4: end the holder.  False if it must not or cannot be."""
         client = contract.client
+        if self._has_become_another(contract):
+            self._emit("spared", contract=contract, token=contract.token, reason="it is another user's program by now")
+            self._pass_on(contract)
+            return False
         if not client.may_be_killed:
             client.sentenced = True
             self._emit("spared", contract=contract, token=contract.token, reason="it is the supervisor's own process")
@@ -268,6 +302,18 @@ class Watch:
             crash_points[0]("S-K4 killed")
         self._emit("killed", contract=contract, token=contract.token, reason=at.REASONS[reason])
         return sent
+
+    @staticmethod
+    def _has_become_another(contract: Supervised) -> bool:
+        """Whether the process runs a program of another user since it got its contract, and so is not inside any more.
+
+        Who starts a program with another user's rights in its place could else have it killed.  Its memory went with that.
+        """
+        client, name, domain = contract.client, contract.arena.only_name, contract.arena.domain
+        if name is None or domain is None or client.user == _machine.ROOT:
+            return False
+        account = SYSTEM.account_of(client.pid)
+        return account is not None and account[0] != client.user and not _machine.has_mapped(client.pid, domain, name)
 
     def take_away(self, contract: Supervised) -> None:
         """T: from a process that stalls before it is inside, or after it was."""
@@ -353,15 +399,21 @@ class Watch:
         if owner == _process.current.word:
             return self.clients.get(owner)
         client = self.clients.get(owner)
+        pid = _process.pid_of(owner)
+        account = SYSTEM.account_of(pid)
+        if account is None:
+            return None
         if client is None:
-            pidfd = SYSTEM.pidfd_open(_process.pid_of(owner))
+            pidfd = SYSTEM.pidfd_open(pid)
             if pidfd is None:
                 return None
-            ledger = _ledger.ledger_of(_process.pid_of(owner), owner, arena.identity) if _process.is_alive(owner) else None
+            # S3: a ledger is believed about who has made it only.
+            by_user = account[0] if arena.only_name is not None else None
+            ledger = _ledger.ledger_of(pid, owner, arena.identity, user=by_user) if _process.is_alive(owner) else None
             if ledger is None:
                 SYSTEM.close(pidfd)
                 return None
-            client = self.clients[owner] = Client(owner, pidfd, ledger, SYSTEM.geteuid())
+            client = self.clients[owner] = Client(owner, pidfd, ledger, account[0])
         view, now = client.ledger.view, SYSTEM.monotonic_ns()
         for slot, identity in enumerate(view[_ledger.ARENA : _ledger.ARENA + _ledger.SLOTS].tolist()):
             if identity != arena.identity or slot in client.contracts:
@@ -369,10 +421,13 @@ class Watch:
             block, lease, grace, rank = (
                 view[field + slot] for field in (_ledger.BLOCK, _ledger.LEASE, _ledger.GRACE, _ledger.RANK)
             )
+            terms = None
             if block < arena.layout.blocks and 0 < lease < NEVER and grace < NEVER:
+                terms = self._terms_for(*account, arena, block, Terms(lease, grace), rank & 0xFFFFFFFF)
+            if terms is not None:
                 self.add(
                     Supervised(
-                        client, slot, arena, block, Terms(lease, grace), name=name_of(arena, block), rank=rank & 0xFFFFFFFF,
+                        client, slot, arena, block, terms, name=name_of(arena, block), rank=rank & 0xFFFFFFFF,
                         raises=bool(rank & _ledger.RAISES), rule="adopted", adopted_at=now,
                     )
                 )  # fmt: skip
