@@ -212,7 +212,7 @@ def _mappings(pid: int | str) -> list[str]:
 
 def has_mapped(pid: int, domain: str, name: str) -> bool:
     """Whether a process has the segment of a name in its memory.  Root only."""
-    wanted = f"/memfd:{label(domain, name)} (deleted)"
+    wanted = f"/memfd:{label(domain, name)} (deleted)".replace("\n", "\\012")  # as the kernel writes it there
     return any(line.endswith(wanted) for line in _mappings(pid))
 
 

@@ -177,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 def _ps(arguments: argparse.Namespace) -> int:
     from . import snapshot
 
+    if arguments.domain is not None and (status := _is_closed(arguments.domain)):
+        return status
     domains = [d for d in snapshot.domains() if arguments.domain in (None, d.domain)]
     if arguments.json:
         print(json.dumps({"domains": [d.as_dict() for d in domains]}, indent=2))
@@ -191,6 +193,15 @@ def _ps(arguments: argparse.Namespace) -> int:
         print(f"nothing in domain {_printable(arguments.domain)!r}")
     else:
         print("no locks: no process of yours uses shlock now, and none has left anything behind")
+    return 0
+
+
+def _is_closed(domain: str) -> int:
+    """Say so, and an exit status, if we can't look into a domain; 0 if we can."""
+    from ._machine import ROOT, is_of_machine
+
+    if is_of_machine(domain) and os.geteuid() != ROOT:
+        return _complain(_printable(f"domain {domain!r} is of the machine: only root can look into it"))
     return 0
 
 
@@ -213,6 +224,8 @@ def _why(arguments: argparse.Namespace) -> int:
     from ._explain import explain
 
     name, domain = arguments.name, arguments.domain
+    if status := _is_closed(domain):
+        return status
     domains = snapshot.domains()
     for found in (primitive for d in domains if d.domain == domain for primitive in d.primitives):
         if found.name == name:

@@ -3,7 +3,8 @@
 Each is one word in shared memory plus the parking place; none of them sleeps or wakes by itself.  Signatures, results and
 exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond that every primitive
 
-- may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive;
+- may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive (and in a
+  domain of the machine, ``"/NAME"``, a leased Lock or RLock is the same for all users, see ``_machine``);
 - goes on working when processes that use it die at any instant.
 
 ``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process
@@ -290,12 +291,20 @@ class Lock(_Owned):
     """A lock that cannot be orphaned: when its owner's process dies, a waiter gets it and is told.
 
     A thread that ends without releasing it, in a process that lives on, is not a dead owner.  Not recursive.  Any process
-    or thread may release it.
+    or thread may release it, unless it has a lease.
 
     name          the lock of that name in ``domain``, created if there is none; at most 200 bytes in UTF-8
     on_abandoned  what the heir sees: "warn" (an AbandonedWarning, and the lock), "ignore" (the lock; ``abandoned`` is set),
                   "poison" (every acquire raises AbandonedError until somebody repairs it inside ``with lock.repair()``).
                   It belongs to the lock: who attaches to a name either gives the same or none.
+    lease         seconds that a hold may last.  The lock then belongs to a contract, which the supervisor of the domain grants
+                  (``contract``; opening it blocks for the answer: ContractDenied, SupervisorError).  ``with lock as lease:``
+                  gives a Lease.  Only the thread that took it releases it.
+    grace         seconds between the call to leave at the end of the lease, and SIGKILL; default 0
+    rank          precedence among the waiters, larger goes first, as far as the policy allows
+    operations    what the contract is asked for.  Without "acquire" the lock can only be looked at
+    on_terminate  "flag": the call to leave is ``lease.terminate_requested``; "raise": also LeaseExpired in the main thread
+    record_site   note the line of the program at each acquire, for ``shlock why``; costs a microsecond
 
     Uncontended, acquire and release are one compare-exchange each and no system call.  Safe to use in signal handlers as
     far as a lock that is not recursive can be, and across fork: a child is never the owner of what its parent holds.

@@ -256,6 +256,22 @@ def test_without_a_supervisor_it_says_how_to_start_one(domain: str) -> None:
         lock_of(domain)
 
 
+def test_only_root_sees_the_domains_of_the_machine(
+    domain: str, supervisor: Supervisor, page: Page, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = as_user(ALICE, hold, domain, page)
+    eventually(lambda: page[READY])
+
+    def look(*arguments: str) -> int:
+        return cli.main([*arguments, "--domain", domain])
+
+    for arguments in (("ps",), ("why", "shared")):
+        assert as_user(ALICE, look, *arguments).result() == 1
+        assert look(*arguments) == 0
+    assert "only root" not in capsys.readouterr().err
+    holder.kill()
+
+
 def test_only_root_can_supervise_the_machine(domain: str) -> None:
     def try_it() -> str:
         with pytest.raises(SupervisorError, match="only root") as error:
@@ -675,15 +691,17 @@ def test_a_user_has_so_many_names_and_makes_room_by_leaving_some(domain: str, su
     assert as_user(BOB, get_in, domain, "shared of bob").result()
 
 
+@pytest.mark.parametrize("on_terminate", ["flag", "raise"])
+@pytest.mark.parametrize("name", ["shared", "shared\n1"])
 def test_a_process_that_became_another_users_is_spared_and_its_lock_passed_on(
-    domain: str, supervisor: Supervisor, page: Page
+    name: str, on_terminate: str, domain: str, supervisor: Supervisor, page: Page
 ) -> None:
-    """Who starts a program with another user's rights in its place cannot have that one killed."""
+    """Who starts a program with another user's rights in its place cannot have that one killed, nor sent a signal."""
 
     def hold_and_exec() -> None:
         os.setgroups([])
         os.setresuid(ALICE, ALICE, 0)  # so that it can become another one
-        lock = lock_of(domain, lease=SHORT)
+        lock = lock_of(domain, name, SHORT, on_terminate=on_terminate)
         lock.acquire()
         page[READY] = 1
         os.setresuid(0, 0, 0)
@@ -692,7 +710,7 @@ def test_a_process_that_became_another_users_is_spared_and_its_lock_passed_on(
 
     holder = Child(hold_and_exec)
     eventually(lambda: page[READY])
-    assert as_user(ALICE, get_in, domain).result()[0] == "owner died"
+    assert as_user(ALICE, get_in, domain, name).result()[0] == "owner died"
     assert holder.is_alive()
     assert "another user's program" in reasons(supervisor, "spared")
 

@@ -268,7 +268,7 @@ class Watch:
         if crash_points:
             crash_points[0]("S-K1 before the terminate call")
         client.ledger.view[_ledger.TERMINATE + contract.slot] = deadline
-        if contract.raises and client.may_be_killed:
+        if contract.raises and client.may_be_killed and not self._has_become_another(contract):
             SYSTEM.send_signal(client.pidfd, EXPIRY_SIGNAL)
         if crash_points:
             crash_points[0]("S-K1 terminate call made")
@@ -307,7 +307,8 @@ class Watch:
     def _has_become_another(contract: Supervised) -> bool:
         """Whether the process runs a program of another user since it got its contract, and so is not inside any more.
 
-        Who starts a program with another user's rights in its place could else have it killed.  Its memory went with that.
+        Who starts a program with another user's rights in its place could else have it killed.  The segment is not in its
+        memory any more.  In the instant before this is so, the user may kill it himself.
         """
         client, name, domain = contract.client, contract.arena.only_name, contract.arena.domain
         if name is None or domain is None or client.user == _machine.ROOT:
