@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import encodings.ascii  # noqa: F401 - see above
+import faulthandler
 import fcntl
 import itertools
 import mmap
@@ -357,6 +358,7 @@ def test_the_mmu_stops_a_write_through_a_contract_for_reading(domain: str, super
         assert ctypes.string_at(address, 8) == at.MAGIC.to_bytes(8, "little")
         assert _libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
         page[SPARE] = lock is not None
+        faulthandler.disable()
         ctypes.memset(address, 0, 8)
         page[SPARE] = 2
 
