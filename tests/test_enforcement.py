@@ -387,7 +387,7 @@ def leave_in_time(domain: str, page: Page, seat: int, holds: int, seed: int) -> 
         page[COUNT + seat] += 1
 
 
-@pytest.mark.parametrize("holds", [1500, pytest.param(10_000, marks=soak)])
+@pytest.mark.parametrize("holds", [1500, pytest.param(250_000, marks=[pytest.mark.soak, pytest.mark.patience(3600)])])
 def test_who_leaves_in_time_is_never_killed(holds: int, domain: str) -> None:
     """Who was descheduled and left too late may be: what counts is what the killed process had written down."""
     page = Page()

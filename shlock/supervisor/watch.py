@@ -11,9 +11,9 @@
     #
     # S1  never two inside: W leaves P by P's own exchange, by T3, whose TAKEN P's E3 sees, or after P's pidfd read dead
     # S2  nobody is killed whose hold ended in time: K2's membarrier brings out every X1 that was made before
-    # S3  P is killed through the pidfd that was opened when it got its contract, only if its own ledger says it is inside
-    # S4  a waiter that polls may be faster in D: both make an exchange from the dead owner's word, and one wins
-    # S5  in a domain of the machine: a word that names nobody with a contract is forged, and is taken back at the next look
+    # S9  P is killed through the pidfd that was opened when it got its contract, only if its own ledger says it is inside
+    # S10 a waiter that polls may be faster in D: both make an exchange from the dead owner's word, and one wins
+    # S11 in a domain of the machine: a word that names nobody with a contract is forged, and is taken back at the next look
     #
     # killed after   what stands there            repaired by
     # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
@@ -236,7 +236,7 @@ class Watch:
         self.due = due
 
     def _expel(self, places: Places) -> None:
-        """S5: a word of the machine that names nobody with a contract is forged, unless an earlier supervisor granted one."""
+        """S11: a word of the machine that names nobody with a contract is forged, unless an earlier supervisor granted one."""
         arena, blocks = places.arena, list(places.strangers)
         self._adopt_all(arena)
         for block in blocks:
@@ -408,7 +408,7 @@ class Watch:
             pidfd = SYSTEM.pidfd_open(pid)
             if pidfd is None:
                 return None
-            # S3: a ledger is believed about who has made it only.
+            # S9: a ledger is believed about who has made it only.
             by_user = account[0] if arena.only_name is not None else None
             ledger = _ledger.ledger_of(pid, owner, arena.identity, user=by_user) if _process.is_alive(owner) else None
             if ledger is None:
