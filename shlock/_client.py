@@ -402,10 +402,14 @@ def _claim_start(address: str) -> socket.socket | None:
 
 
 def _start(domain: str) -> None:
-    """Start the supervisor of a domain in the background: no child of ours once this returns."""
+    """Start the supervisor of a domain in the background: no child of ours once this returns.
+
+    A process group of its own, but no session: schedulers that share the processors among sessions let one wait for seconds
+    that has woken up among many busy ones.
+    """
     executable = os.fsdecode(spawn.get_executable() or sys.executable)
     program = (
-        f"import os, sys\nif os.fork(): os._exit(0)\nos.setsid(); sys.path[:] = {sys.path!r}\n"
+        f"import os, sys\nif os.fork(): os._exit(0)\nos.setpgid(0, 0); sys.path[:] = {sys.path!r}\n"
         f"from shlock.supervisor.server import run_embedded\nrun_embedded({domain!r})"
     )
     pid = util.spawnv_passfds(os.fsencode(executable), [executable, "-c", program], [])

@@ -878,3 +878,24 @@ def test_a_supervisor_that_does_not_answer_is_named(domain: str) -> None:
     with serve(domain) as process, stopped(process.pid), silence:
         _client.ask(domain, {"op": "contracts", "from": 0}, timeout=0.05)
     assert time.monotonic() - began < _client.ANSWER_TIMEOUT
+
+
+def test_an_embedded_supervisor_is_scheduled_with_its_clients_and_before_them(domain: str) -> None:
+    """In a session of its own it can wait for a processor for seconds; in the group of its clients Ctrl-C would end it."""
+
+    def look() -> tuple[int, int, int, int]:
+        lock = shlock.Lock("n", domain=domain, lease=LONG)
+        pid = _client.supervisor_pid(domain) or 0
+        assert lock.contract is not None
+        return pid, os.getpgid(pid), os.getsid(pid), os.getpriority(os.PRIO_PROCESS, pid)
+
+    pid, group, session, nice = Child(look).result()
+    assert group == pid
+    assert session == os.getsid(0)
+
+    def as_it_may() -> int:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, -10)
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    assert nice == Child(as_it_may).result()

@@ -821,8 +821,9 @@ def open_server(domain: str, policy: Policy | None = None) -> Server:
         SYSTEM.nap(0.005)
 
 
-def raise_descriptor_limit() -> None:
-    """Every client takes three descriptors: have as many as the system lets us."""
+def raise_limits() -> None:
+    """For a process that is a supervisor only: be in time, and have descriptors, of which a client takes three or more."""
+    SYSTEM.raise_priority()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -836,7 +837,7 @@ def run_embedded(domain: str) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     logging.lastResort = None
-    raise_descriptor_limit()
+    raise_limits()
     try:
         server = Server(domain, linger=LINGER)
     except OSError:

@@ -21,7 +21,7 @@ from typing import Final
 from .._sys import SYSTEM
 from . import load_policy
 from .policy import PolicyError
-from .server import Server, open_server
+from .server import Server, open_server, raise_limits
 
 __all__ = ["Notifier", "serve"]
 
@@ -127,6 +127,7 @@ def serve(domain: str, policy_path: str | None, environment: Mapping[str, str]) 
     """Run the supervisor of a domain until a signal ends it.  SupervisorError if there is one; PolicyError; OSError."""
     policy = None if policy_path is None else load_policy(policy_path)
     server = open_server(domain, policy)
+    raise_limits()
     notifier = Notifier(environment)
     try:
         Service(server, policy_path, notifier).run()
