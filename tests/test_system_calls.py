@@ -35,6 +35,14 @@ LOOPS = {
     "Event that is set, waited for": ("raised(shlock.Event())", "p.wait()"),
 }
 
+#: Of a leased lock, with tokens and deadlines; the supervisor that it starts, and the thread that waits for its end, make
+#: their own.
+LEASED = {
+    "leased Lock, acquire and release": ("leased(shlock.Lock)", "acquire(); release()"),
+    "leased Lock, with": ("leased(shlock.Lock)", "with p as lease: lease.token, lease.terminate_requested"),
+    "leased RLock, with in with": ("leased(shlock.RLock)", "with p:\n        with p: pass"),
+}
+
 #: Loops that cannot do without, and how often: they show that the others would be caught.  With a waiter it takes many
 #: pairs, because a chosen one naps through most of its owner's turn.
 CONTENDED = {
@@ -69,6 +77,13 @@ def with_waiter(lock):
         time.sleep(0.001)
     return lock
 
+def leased(kind):
+    from shlock import _client
+    has_ended = _client._has_ended
+    # Its thread wakes up once a second, and the interpreter hands over to it.
+    _client._has_ended = lambda connection, within=0: has_ended(connection, within * 1000)
+    return kind("leased", domain=DOMAIN, lease=600)
+
 def mark(text):
     os.access("/shlock-mark/" + text, os.F_OK)
 
@@ -97,8 +112,10 @@ def tracing_works() -> str | None:
     return None if probe.returncode == 0 else f"ptrace is forbidden here: {probe.stderr.strip()[:100]}"
 
 
-def calls_of_loop(primitive: str, body: str, pairs: int, domain: str, folder: Path) -> list[str]:
-    """The system calls of a running process between the two marks, of all its threads."""
+def calls_of_loop(
+    primitive: str, body: str, pairs: int, domain: str, folder: Path, only_main_thread: bool = False
+) -> list[str]:
+    """The system calls of a running process between the two marks, of all its threads and children."""
     if reason := tracing_works():
         pytest.skip(reason)
     trace = folder / "trace"
@@ -113,12 +130,23 @@ def calls_of_loop(primitive: str, body: str, pairs: int, domain: str, folder: Pa
     assert out == "warm\n"
     lines = trace.read_text().splitlines()
     begin, end = (next(i for i, line in enumerate(lines) if f"/shlock-mark/{mark}" in line) for mark in ("begin", "end"))
-    return [line for line in lines[begin + 1 : end] if not re.search(r"<\.\.\. (access|faccessat2?) resumed", line)]
+    thread = lines[begin].split()[0] if only_main_thread else ""
+    return [
+        line
+        for line in lines[begin + 1 : end]
+        if line.startswith(thread) and not re.search(r"<\.\.\. (access|faccessat2?) resumed", line)
+    ]
 
 
 @pytest.mark.parametrize("what", LOOPS)
 def test_no_system_call_in_100_000_uncontended(what: str, domain: str, tmp_path: Path) -> None:
     calls = calls_of_loop(*LOOPS[what], PAIRS, domain, tmp_path)
+    assert calls == [], f"{len(calls)} system calls"
+
+
+@pytest.mark.parametrize("what", LEASED)
+def test_no_system_call_in_100_000_pairs_under_a_lease(what: str, domain: str, tmp_path: Path) -> None:
+    calls = calls_of_loop(*LEASED[what], PAIRS, domain, tmp_path, only_main_thread=True)
     assert calls == [], f"{len(calls)} system calls"
 
 

@@ -556,7 +556,10 @@ class Server:
             return {"ok": False, "reason": decision.reason, "rule": decision.rule}
         if arena is None:
             declaration = Declaration(kind, policy=policy, lease=wishes.lease, grace=wishes.grace)
-            arena = _machine.make_arena(self.domain, name, declaration)
+            try:
+                arena = _machine.make_arena(self.domain, name, declaration)
+            except OSError as error:
+                raise _Refused(f"there is no memory for one more segment: {error.strerror}") from None
             self._know(arena)
             self._made_by[name] = session.user
         session.arenas[arena.identity] = arena
