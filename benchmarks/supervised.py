@@ -3,6 +3,8 @@
     cost      ``with`` and acquire() with release() of a leased lock, as a ratio to the plain one's in the same process
     overrun   from the deadline (grace 0) of a holder that sleeps to the heir inside
     death     from SIGKILL of a holder whose lease is long to the heir inside
+    restart   the supervisor is killed: until the next one has started; and from there until a hold that goes on has been ended,
+              beyond the lease that it then has
     idle      share of one core that the supervisor uses while so many leased locks (lease 0.2 s) are open and unused
     grants    contracts granted per second, one process asking
 
@@ -38,6 +40,8 @@ IDLE_S, IDLE_S_QUICK = 10.0, 3.0
 OPEN_LOCKS = (1000, 10_000)
 OVERRUN_LEASE_S = 0.03
 PATIENCE_S = 10.0
+RESTARTS, RESTARTS_QUICK = 30, 5
+RESTART_LEASE_S = 0.3
 POLL_S = 0.01  # a random part of it is added before a kill, so that no poll of the waiter is hit in step
 
 _READY, _STAMP_NS, _TOLD = range(3)  # words of a worker's row; the owner is worker 0
@@ -116,6 +120,29 @@ def _heir_after(domain: str, lease: float, kills: bool, outcome: Outcome) -> Non
         board.close()
 
 
+def _restart(domain: str, started: Outcome, enforced: Outcome) -> None:
+    """The supervisor dies while somebody holds, who stays."""
+    board = Board(2)
+    try:
+        with Crew() as crew:
+            crew.start(_own, domain, RESTART_LEASE_S, board)
+            board.await_all([board.row(0) + _READY], PATIENCE_S, crew)
+            heir = crew.start(_wait, domain, board)
+            board.await_all([board.row(1) + _READY], PATIENCE_S, crew)
+            pid = _client.supervisor_pid(domain)
+            assert pid is not None
+            since = time.time_ns()
+            os.kill(pid, signal.SIGKILL)
+            crew.wait([heir], PATIENCE_S)
+        times = {event["event"]: event["time"] for event in _client.events(domain, follow=False)}
+        started.first_ns.append(round(times["started"] * 1e9) - since)
+        enforced.first_ns.append(round((times["killed"] - times["started"] - RESTART_LEASE_S) * 1e9))
+    except CellFailed as failure:
+        started.failures.append(str(failure))
+    finally:
+        board.close()
+
+
 def _cpu_seconds(pid: int) -> float:
     """Of the main thread, which is all that the supervisor has; to the nanosecond."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
@@ -164,16 +191,22 @@ def run(quick: bool, scratch: Any) -> Findings:
                 _floor(outcomes[name])
             else:
                 _heir_after(domain, OVERRUN_LEASE_S if name == "overrun" else 60.0, name == "death", outcomes[name])
+        restarts = {"next one started": Outcome(), "then enforced": Outcome()}
+        for _ in range(RESTARTS_QUICK if quick else RESTARTS):
+            _restart(domain, *restarts.values())
     with _domain(scratch) as domain, closing(Host(lambda: partial(_idle, domain))) as host:
         idle = host.ask(IDLE_S_QUICK if quick else IDLE_S, 120.0)
-    return _findings(series, outcomes, idle)
+    return _findings(series, outcomes, restarts, idle)
 
 
 def _findings(
-    series: dict[str, dict[str, Series]], outcomes: dict[str, Outcome], idle: dict[str, dict[str, float]]
+    series: dict[str, dict[str, Series]],
+    outcomes: dict[str, Outcome],
+    restarts: dict[str, Outcome],
+    idle: dict[str, dict[str, float]],
 ) -> Findings:
     cost_rows = []
-    data: dict[str, Any] = {"cost": {}, "after": {}, "idle": idle}
+    data: dict[str, Any] = {"cost": {}, "after": {}, "restart": {}, "idle": idle}
     for usage, both in series.items():
         found = both["leased"].ratio_to(both["plain"])
         plain, leased = both["plain"].spread(), both["leased"].spread()
@@ -188,6 +221,11 @@ def _findings(
         over = percentile(outcome.first_ns, 50) / floor
         after_rows.append([name, *times, number(over), str(len(outcome.first_ns)), told, str(len(outcome.failures))])
         data["after"][name] = {"first_ns": outcome.first_ns, "times_floor": over, "failures": outcome.failures}
+    restart_rows = []
+    for name, outcome in restarts.items():
+        times = [number(percentile(outcome.first_ns, percent) / 1e6) for percent in (50, 90, 100)]
+        restart_rows.append([name, *times, str(len(outcome.first_ns)), str(len(outcome.failures))])
+        data["restart"][name] = {"first_ns": outcome.first_ns, "failures": outcome.failures}
     idle_rows = [
         [f"{int(count):,}", number(found["share"] * 100), number(found["grants_per_second"])] for count, found in idle.items()
     ]
@@ -199,6 +237,14 @@ def _findings(
                 ["after", "median, ms", "p90", "max", "times the floor", "repetitions", "heir told", "failed"],
                 after_rows,
                 ["overrun: from the deadline, grace 0; death: from SIGKILL of a holder whose lease is long"],
+            ),
+            Table(
+                "Supervisor killed, a hold goes on",
+                ["until", "median, ms", "p90", "max", "repetitions", "failed"],
+                restart_rows,
+                [
+                    f"then enforced: from the start of the next one, beyond the lease of {RESTART_LEASE_S:g} s that the hold has then"
+                ],
             ),
             Table("Idle supervisor", ["leased locks open", "per cent of a core", "grants/s"], idle_rows),
         ],

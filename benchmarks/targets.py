@@ -20,6 +20,7 @@ LEASED_RATIO = 1.5
 FLOOR_FACTOR = 2.0
 IDLE_PER_CENT = 0.5
 GRANTS_PER_SECOND = 1000
+ENFORCED_WITHIN_MS = 100
 
 
 def _uncontended(data: dict[str, Any]) -> tuple[str, float, bool]:
@@ -60,10 +61,12 @@ def _supervised(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
     few, many = (idle[str(count)]["share"] * 100 for count in OPEN_LOCKS)
     grants = min(found["grants_per_second"] for found in idle.values())
     overrun, death = (data["after"][name]["times_floor"] for name in ("overrun", "death"))
+    enforced = max(data["restart"]["then enforced"]["first_ns"]) / 1e6
     return [
         (f"leased acquire/release at most {LEASED_RATIO} times the plain one's", pair, pair <= LEASED_RATIO),
         (f"overrun: heir inside within {FLOOR_FACTOR} times the floor", overrun, overrun <= FLOOR_FACTOR),
         (f"death, supervised: heir inside within {FLOOR_FACTOR} times the floor", death, death <= FLOOR_FACTOR),
+        (f"next supervisor: enforces within {ENFORCED_WITHIN_MS} ms (longest)", enforced, enforced <= ENFORCED_WITHIN_MS),
         (f"idle with {OPEN_LOCKS[0]:,} leased locks: below {IDLE_PER_CENT} % of a core", few, few < IDLE_PER_CENT),
         (f"idle with {OPEN_LOCKS[1]:,}: linear or better, % of a core", many, many < IDLE_PER_CENT * 10),
         (f"at least {GRANTS_PER_SECOND:,} contracts per second", grants, grants >= GRANTS_PER_SECOND),
