@@ -242,9 +242,7 @@ def _findings(
                 "Supervisor killed, a hold goes on",
                 ["until", "median, ms", "p90", "max", "repetitions", "failed"],
                 restart_rows,
-                [
-                    f"then enforced: from the start of the next one, beyond the lease of {RESTART_LEASE_S:g} s that the hold gets"
-                ],
+                [f"then enforced: from its start, beyond the lease of {RESTART_LEASE_S:g} s that the hold gets"],
             ),
             Table("Idle supervisor", ["leased locks open", "per cent of a core", "grants/s"], idle_rows),
         ],
