@@ -39,7 +39,7 @@ from support import (
 )
 
 import shlock
-from shlock import _anonymous, _arena, _counting, _names, _process
+from shlock import _anonymous, _arena, _counting, _names, _process, _sys
 from shlock import _layout as at
 from shlock._atomic import Operand
 
@@ -455,9 +455,9 @@ def reap_a_chosen_one(stage: Stage) -> None:
     chosen.kill()
     assert lock.acquire(timeout=PATIENCE)
     body = lock_user(stage, lock)
-    children = start_waiters(stage, lock, body)
+    children = start_waiters(stage, lock, stopped_when_parked(body))  # before they poll: they would reap that one, too
     for child in children:
-        child.stop()
+        eventually(lambda child=child: test_enforcement.state_of(child.pid) == "T")
     stage.start_victim(lock_user(stage, lock, 1), lock, note=note_lock(stage, lock))
     stage.let_victim_go()
     stage.until_victim_is_over_or_sleeps()
@@ -465,6 +465,21 @@ def reap_a_chosen_one(stage: Stage) -> None:
         child.go_on()
     lock.release()
     check_lock(stage, lock, children)
+
+
+def stopped_when_parked(body: Callable[[], Any]) -> Callable[[], Any]:
+    """Stops its process when that is parked for the first time."""
+
+    def stop(label: str) -> None:
+        if label == "A5 S published":
+            _sys.crash_points.clear()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def run() -> Any:
+        _sys.crash_points[:] = [stop]
+        return body()
+
+    return run
 
 
 def waiting_of(primitive: Any, pids: set[int]) -> int:

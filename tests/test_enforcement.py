@@ -437,7 +437,8 @@ def test_who_leaves_in_time_is_never_killed(holds: int, domain: str) -> None:
     for child in busy:
         child.result()
     print(f"{killed} were late and killed")
-    assert killed < len(seats) * holds // 20, "hardly anybody was in time: this machine is too busy for this test"
+    close = len(seats) * holds // 10
+    assert killed < close * 9 // 10, "hardly anybody who was to leave just before the deadline did: this machine is too busy"
 
 
 def to_monotonic(seconds: float) -> int:
@@ -629,17 +630,16 @@ def idle(domain: str, page: Page) -> None:
 @pytest.mark.parametrize("stay", [spin, stop], ids=lambda stay: stay.__name__)
 def test_time_without_a_supervisor_does_not_count(stay: Callable[[], None], domain: str, page: Page) -> None:
     lease = 2.0
-    holder = Child(overrun, domain, page, 1, stay, "lock", lease)
-    eventually(lambda: page[HELD])
+    first = start_server(domain)  # clients would start a second one when the first is slow, which may come up much later
     heir = Child(inherit, domain, page, 1)
     eventually(lambda: heir.pid in {entry["pid"] for entry in contracts(domain)})
     bystander = Child(idle, domain, page)  # because of whom a supervisor looks often
     eventually(lambda: bystander.pid in {entry["pid"] for entry in contracts(domain)})
+    holder = Child(overrun, domain, page, 1, stay, "lock", lease)
+    eventually(lambda: page[HELD])
     page[GO] = page[STAY] = 1
-    pid = supervisor_of(domain)
-    assert pid is not None
     with nobody_starts_a_supervisor(domain):
-        end_process(pid, signal.SIGKILL)
+        first.kill()
         over = time.monotonic() + lease
         eventually(lambda: time.monotonic() > over)
         assert holder.is_alive()
@@ -746,13 +746,14 @@ def test_a_client_asks_the_next_supervisor_when_one_is_killed_at(label: str, dom
 def test_holders_are_adopted_when_one_supervisor_after_the_other_is_killed_before_adopting(
     stay: Callable[[], None], domain: str, page: Page
 ) -> None:
-    holder = Child(overrun, domain, page, 1, stay, "lock", 5.0)
+    first = start_server(domain)
     heir = Child(inherit, domain, page, 1)
-    eventually(lambda: page[HELD])
     eventually(lambda: heir.pid in {entry["pid"] for entry in contracts(domain)})
+    holder = Child(overrun, domain, page, 1, stay, "lock", 5.0)
+    eventually(lambda: page[HELD])
     page[GO] = 1
     with nobody_starts_a_supervisor(domain):
-        end_process(supervisor_of(domain) or 0, signal.SIGKILL)
+        first.kill()
         for _ in range(3):
             assert Child(serve, domain, None, ADOPTION).wait() == -signal.SIGKILL
         assert holder.is_alive()
