@@ -26,7 +26,7 @@ from ._segment import Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
 
-__all__ = ["Arena", "Block", "Declaration", "check_segment", "extensions_for", "write_header"]
+__all__ = ["Arena", "Block", "Declaration", "check_place", "check_segment", "extensions_for", "write_header"]
 
 SPOTS: Final = 1024  # threads that can be blocked in one arena at the same time
 PROCESSES: Final = 128  # names of processes that are remembered
@@ -140,6 +140,7 @@ class Arena:
         self.words = Words(segment.memory)
         self.identity = self.words.load(at.HEADER_IDENTITY)
         self.only_name: str | None = None  # of the one primitive in an arena of the machine
+        self.kind_word = 0  # of that, if we made it
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []
@@ -332,10 +333,14 @@ def _this_machine() -> tuple[int, int]:
     return int.from_bytes(boot[:8], "little"), int.from_bytes(boot[8:], "little")
 
 
-def check_segment(segment: Segment, user: int) -> tuple[at.Layout, str | None]:
-    """Layout and domain of a segment of a user, if it can be used here.  SegmentError says what is wrong and what to do."""
+def _how_to_remove(segment: Segment) -> str:
+    return f"If nobody needs it, remove {SHM_FOLDER}/{segment.name} by hand." if segment.name else "Nothing to do."
+
+
+def check_place(segment: Segment, user: int) -> None:
+    """Whether a segment was made here, by that user, in this version.  SegmentError says what is wrong and what to do."""
     name = segment.name or "without a name"
-    remove = f"If nobody needs it, remove {SHM_FOLDER}/{segment.name} by hand." if segment.name else "Nothing to do."
+    remove = _how_to_remove(segment)
     if segment.size < at.HEADER_WORDS * at.WORD:
         raise SegmentError(name, f"it is truncated: {segment.size} bytes, less than a header", remove)
     load = Words(segment.memory).load
@@ -362,6 +367,13 @@ def check_segment(segment: Segment, user: int) -> tuple[at.Layout, str | None]:
             f"it belongs to user {owner}, this process is of user {SYSTEM.geteuid()}",
             "Names are for the processes of one user: choose another domain.",
         )
+
+
+def check_segment(segment: Segment, user: int) -> tuple[at.Layout, str | None]:
+    """Layout and domain of a segment of a user, if it can be used here.  SegmentError says what is wrong and what to do."""
+    check_place(segment, user)
+    name, load = segment.name or "without a name", Words(segment.memory).load
+    remove = _how_to_remove(segment)
     spots, processes, blocks, text = (
         load(place) for place in (at.HEADER_SPOTS, at.HEADER_PROCESSES, at.HEADER_BLOCKS, at.HEADER_TEXT)
     )

@@ -169,8 +169,9 @@ class Words:
 
     def raise_to(self, index: int, value: int) -> None:
         """Make the word at least ``value``."""
-        while (seen := self.view[index]) < value:
-            self.compare_exchange(index, seen, value)
+        for _ in range(1000):  # somebody may overwrite it all the time
+            if (seen := self.view[index]) >= value or self.compare_exchange(index, seen, value):
+                break
 
     def release(self) -> None:
         self.view.release()

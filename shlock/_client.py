@@ -241,7 +241,11 @@ class Connection:
         self._socket = connection
         self._arenas.clear()
         for grant in list(self.grants.values()):
-            self._present(grant)
+            try:
+                self._present(grant)
+            except SupervisorError as error:  # of this one; the next acquire asks again
+                log.warning("%s: %s", grant.text, str(error))
+                grant.close_seat()
         return connection
 
     def _disconnect(self, connection: socket.socket) -> None:

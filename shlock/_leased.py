@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 from . import _layout as at
 from . import _ledger, _process
 from ._atomic import raw_compare_exchange
+from ._layout import WORD_MASK
 from ._owned import ZERO, OwnedWords, describe
 from ._process import identity_pointer
 from ._sys import SYSTEM
@@ -105,7 +106,7 @@ def make_leased_path(
                         ledger = grant.view
                         ledger[grant.deadline] = ends  # E2
                         if view[place] == grant.word or is_ours(grant):  # E3
-                            view[token_place] = token = view[token_place] + 1  # E4
+                            view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
                             if grant.odd and grant.record_site:
                                 grant.note_site(2)
                             if not as_lease:
@@ -156,7 +157,7 @@ def make_leased_path(
                 while acquire_word(block, timeout if until is None else max(0.0, (until - clock()) / 1e9)):  # E1
                     grant.view[grant.deadline] = ends = clock() + grant.lease_ns  # E2
                     if view[place] == grant.word or is_ours(grant):  # E3
-                        view[token_place] = token = view[token_place] + 1  # E4
+                        view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
                         if grant.record_site:
                             grant.note_site(frames)
                         return grant.make_lease(ends, token)

@@ -60,6 +60,9 @@ SITES: Final = (HEADER + FIELDS * SLOTS) * WORD  # bytes
 SIZE: Final = -(-(SITES + SLOTS * SITE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 NAME: Final = "shlock-ledger"
+#: Of a process: a ledger is made early, and there is one for each domain.
+MOST_LOOKED_AT: Final = 16384  # descriptors
+MOST_LEDGERS: Final = 64
 
 
 class Ledger:
@@ -108,13 +111,13 @@ class Ledger:
 
     @staticmethod
     def _check(fd: int) -> None:
+        try:  # first: of a file that somebody else serves even fstat may block
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:
+            raise ValueError("a ledger must be a sealed memory file") from None
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != SIZE:
             raise ValueError(f"a ledger has {SIZE} bytes, this has {facts.st_size}")
-        try:
-            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-        except OSError:
-            seals = 0
         if seals & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE) != fcntl.F_SEAL_SHRINK:
             raise ValueError("a ledger must be sealed against shrinking, and writable")
 
@@ -159,14 +162,16 @@ def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False, user
     """
     folder = f"/proc/{pid}/fd"
     try:
-        names = os.listdir(folder)
+        names = sorted(os.listdir(folder), key=int)[:MOST_LOOKED_AT]
     except OSError:
         return None
+    ledgers = 0
     for name in names:
         try:
             if not os.readlink(f"{folder}/{name}").startswith(f"/memfd:{NAME}"):
                 continue
-            fd = os.open(f"{folder}/{name}", (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            access = os.O_RDONLY if read_only else os.O_RDWR
+            fd = os.open(f"{folder}/{name}", access | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a fifo
         except OSError:
             continue
         try:
@@ -174,7 +179,10 @@ def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False, user
             ledger = Ledger.over(fd, read_only=read_only)
         except (OSError, ValueError):
             continue
+        ledgers += 1
         if user in (None, made_by) and ledger.owner == owner and arena in ledger.view[ARENA : ARENA + SLOTS].tolist():
             return ledger
         ledger.close()
+        if ledgers == MOST_LEDGERS:
+            break
     return None

@@ -22,19 +22,21 @@ import errno
 import fcntl
 import hashlib
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from . import _layout as at
-from ._arena import Arena, Declaration, write_header
+from ._arena import Arena, Declaration, check_place, write_header
 from ._segment import Segment
 from ._sys import SYSTEM
 from .errors import SegmentError
 
 __all__ = [
     "arena_over",
+    "bind",
     "claim",
     "domain_and_name",
     "give_up",
@@ -44,6 +46,7 @@ __all__ = [
     "make_arena",
     "name_of_segment",
     "open_again",
+    "restore",
     "segments_of",
     "socket_path",
 ]
@@ -100,9 +103,18 @@ def claim(domain: str) -> int:
         os.close(fd)  # the one before us removed it when it ended
 
 
+def bind(listener: socket.socket, path: str) -> None:
+    """Bind a socket so that everybody may connect from the first instant on that it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}.new")
+    listener.bind(f"{path}.new")
+    os.chmod(f"{path}.new", 0o666)
+    os.rename(f"{path}.new", path)
+
+
 def give_up(domain: str, fd: int) -> None:
     """Be the supervisor no more, and leave no file behind."""
-    for path in (socket_path(domain), _lock_path(domain)):
+    for path in (f"{socket_path(domain)}.new", socket_path(domain), _lock_path(domain)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     os.close(fd)
@@ -113,36 +125,51 @@ def give_up(domain: str, fd: int) -> None:
 # -- segments ---------------------------------------------------------------------------------------------------------------
 
 
-def label(domain: str, name: str) -> str:
-    """What the kernel remembers of a segment from its making on: domain and name."""
-    return f"shlock-{_digest(domain)}-{name}"
+LAYOUT: Final = at.Layout(SPOTS, PROCESSES, 1, 0, semaphores=True)  # of every segment, whatever its header says
+
+
+def label(domain: str, serial: int, name: str) -> str:
+    """What the kernel remembers of a segment from its making on: domain, name, and a number that grows."""
+    return f"{_prefix(domain)}{serial:016x}-{name}"
+
+
+def _prefix(domain: str) -> str:
+    return f"shlock-{_digest(domain)}-"
 
 
 def make_arena(domain: str, name: str, declaration: Declaration) -> Arena:
     """A new segment for one name.  OSError if the memory can't be had.  Root only."""
-    layout = at.Layout(SPOTS, PROCESSES, 1, 0, semaphores=True)
-    fd = SYSTEM.create_sealable(label(domain, name), layout.size)
+    fd = SYSTEM.create_sealable(label(domain, SYSTEM.time_ns(), name), LAYOUT.size)
     try:
         os.fchmod(fd, MODE)
         segment = Segment(fd)
     except BaseException:
         SYSTEM.close(fd)
         raise
-    write_header(segment, layout, domain)
-    arena = _named(Arena(segment, layout, domain), domain, name)
+    write_header(segment, LAYOUT, domain)
+    arena = _named(Arena(segment, LAYOUT, domain), domain, name)
     arena.declare(0, declaration, ())
+    arena.kind_word = declaration.kind_word()
     arena.words.store(arena.layout.block(0) + at.BLOCK_TOKEN, SYSTEM.time_ns() // 1000)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     return arena
 
 
-def name_of_segment(fd: int, domain: str) -> str:
-    """The name for which a supervisor of this domain made a segment.  SegmentError if no supervisor has."""
-    made = f"/memfd:{label(domain, '')}"
+def restore(arena: Arena) -> None:
+    """Write again what its users must not change: another one of them may have."""
+    write_header(arena.segment, LAYOUT, arena.domain)
+    if arena.kind_word:
+        arena.words.store(LAYOUT.block(0) + at.BLOCK_KIND, arena.kind_word)
+
+
+def name_of_segment(fd: int, domain: str) -> tuple[str, int]:
+    """The name for which a supervisor of this domain made a segment, and its serial number.  SegmentError if none has."""
+    made = f"/memfd:{_prefix(domain)}"
     text = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
     if not _is_sealed(fd) or not text.startswith(made):
         raise SegmentError("of the machine", f"no supervisor of domain {domain!r} has made it", "Open the lock by its name.")
-    return text.removeprefix(made)
+    serial, _, name = text.removeprefix(made).partition("-")
+    return name, int(serial, 16)
 
 
 def domain_and_name(fd: int) -> tuple[str, str] | None:
@@ -151,18 +178,18 @@ def domain_and_name(fd: int) -> tuple[str, str] | None:
         return None
     try:
         domain = Arena.over(Segment(os.dup(fd), read_only=True), user=ROOT).domain or ""
-        return domain, name_of_segment(fd, domain)
+        return domain, name_of_segment(fd, domain)[0]
     except (OSError, ValueError):  # SegmentError among them
         return None
 
 
 def _is_sealed(fd: int) -> bool:
     """Whether root made it, and for good."""
-    facts = os.fstat(fd)
-    try:
+    try:  # first: of a file that somebody else serves even fstat may block
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return False
+    facts = os.fstat(fd)
     return facts.st_uid == ROOT and stat.S_IMODE(facts.st_mode) == MODE and seals & SEALS == SEALS
 
 
@@ -176,16 +203,16 @@ def segments_of(domain: str | None) -> Iterator[int]:
 
     Processes are looked through twice: one that forked and ended meanwhile may have been missed.
     """
-    made = f"/memfd:{label(domain, '') if domain is not None else 'shlock-'}"
+    made = f"/memfd:{_prefix(domain) if domain is not None else 'shlock-'}"
     seen: set[int] = set()
     for _ in range(2):
         for pid in filter(str.isdecimal, os.listdir("/proc")):
             for path in _open_files(pid, made):
                 try:
-                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a fifo of anybody's
                 except OSError:
                     continue
-                if (number := os.fstat(fd).st_ino) in seen or not _is_sealed(fd):
+                if not _is_sealed(fd) or (number := os.fstat(fd).st_ino) in seen:
                     os.close(fd)
                     continue
                 seen.add(number)
@@ -210,10 +237,11 @@ def _mappings(pid: int | str) -> list[str]:
         return []
 
 
-def has_mapped(pid: int, domain: str, name: str) -> bool:
-    """Whether a process has the segment of a name in its memory.  Root only."""
-    wanted = f"/memfd:{label(domain, name)} (deleted)".replace("\n", "\\012")  # as the kernel writes it there
-    return any(line.endswith(wanted) for line in _mappings(pid))
+def has_mapped(pid: int, domain: str, identity: int) -> bool:
+    """Whether a process has a segment in its memory.  Root only."""
+    made = f"/memfd:{_prefix(domain)}"
+    lines = (line.split(maxsplit=5) for line in _mappings(pid))
+    return any(len(line) == 6 and line[4] == str(identity) and line[5].startswith(made) for line in lines)
 
 
 def arena_over(fd: int, domain: str, name: str) -> Arena:
@@ -225,11 +253,13 @@ def arena_over(fd: int, domain: str, name: str) -> Arena:
         SYSTEM.close(fd)
         raise
     try:
-        arena = Arena.over(segment, user=ROOT)
+        check_place(segment, ROOT)
+        if segment.size != LAYOUT.size:
+            raise SegmentError(name, "another version of shlock has made it", "End the processes that use it.")
     except BaseException:
         segment.close()
         raise
-    return _named(arena, domain, name)
+    return _named(Arena(segment, LAYOUT, domain), domain, name)
 
 
 def _named(arena: Arena, domain: str, name: str) -> Arena:

@@ -8,12 +8,14 @@ that it says of itself is believed.  Descriptors travel beside a message.  Never
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import select
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from . import _machine
@@ -21,9 +23,9 @@ from . import _machine
 __all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "exchange", "peer", "receive", "send"]
 
 MOST_BYTES: Final = 16384  # of one message
-MOST_DESCRIPTORS: Final = 4
+MOST_DESCRIPTORS: Final = 253  # beside one message, says the kernel; one that is not received is closed at once
 SLICES: Final = 20  # of the time in which an answer must come
-_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+_CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 _SO_PEERPIDFD: Final = 77  # Linux 6.5
 _to_json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -63,12 +65,15 @@ def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[
     socket.send_fds(connection, [encode(message)], list(descriptors), socket.MSG_NOSIGNAL)
 
 
-def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and the descriptors beside it, which the caller has to close.  Empty at the end of the connection."""
+def receive(connection: socket.socket, close: Callable[[int], None] = os.close) -> tuple[bytes, list[int]]:
+    """One packet and the descriptors beside it, which the caller has to close.  Empty at the end of the connection.
+
+    ``close`` is for the descriptors beside a packet that is refused with MessageError.
+    """
     data, descriptors, flags, _ = socket.recv_fds(connection, MOST_BYTES + 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for descriptor in descriptors:
-            os.close(descriptor)
+            close(descriptor)
         raise MessageError("a message or its descriptors are too many for one packet")
     return data, list(descriptors)
 
@@ -116,9 +121,11 @@ def peer(connection: socket.socket) -> tuple[int, int, int]:
 
 
 def peer_pidfd(connection: socket.socket) -> int | None:
-    """A descriptor of the process that made the connection; None if the kernel can't tell, or it is gone."""
+    """A descriptor of the process that made the connection; None if the kernel can't tell.  ProcessLookupError: it is gone."""
     try:
         descriptor: int = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise ProcessLookupError(error.errno, "the process that connected is gone") from None
         return None
     return descriptor

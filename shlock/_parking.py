@@ -309,7 +309,7 @@ class Parking:
         wanted = key << at.KEY_SHIFT | at.WAITING
         mask = at.KEY | at.STATE
         since_first = self.layout.spot(at.SPOT_SINCE, 0)
-        while True:
+        for _ in range(2 * self.spots):  # each failure is somebody's success, unless somebody overwrites the spots
             states = self._states()
             waiting = [index for index, state in enumerate(states) if state & mask == wanted]
             if skips is not None or not waiting:
@@ -330,6 +330,7 @@ class Parking:
             since = self.words.load(since_first + index)
             if self._notify(index, states[index]):
                 return since or ON_ITS_WAY
+        return ON_ITS_WAY
 
     def unpark_many(self, key: int, most: int | None = None) -> int:
         """Wake the threads that wait for this block, the longest-waiting first, up to ``most``; how many were."""
@@ -470,13 +471,17 @@ class Parking:
         return True
 
     def _make_idle(self, index: int) -> None:
-        while (state := self.words.load(self.state_first + index)) & at.STATE:
+        for _ in range(self.spots):
+            state = self.words.load(self.state_first + index)
+            if not state & at.STATE:
+                return
             if state & at.STATE == at.NOTIFIED:
                 self.unpark_one((state & at.KEY) >> at.KEY_SHIFT)
             if crash_points:
                 crash_points[0]("C4 its wake-up passed on")
             if self.words.compare_exchange(self.state_first + index, state, state & ~at.STATE):
-                break
+                return
+        self.words.store(self.state_first + index, 0)  # somebody overwrites it all the time
 
     def _reap_in_line(self, key: int) -> None:
         """Take dead threads out of the line: those that were chosen, and the one that is first."""

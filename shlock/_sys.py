@@ -18,9 +18,9 @@ import signal
 import struct
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["SYSTEM", "System", "crash_points"]
+__all__ = ["SYSTEM", "Account", "System", "crash_points"]
 
 #: Empty, or one callable that takes the label of the step which comes next.  The code asks ``if crash_points:``.
 crash_points: list[Callable[[str], None]] = []
@@ -55,6 +55,15 @@ def _membarrier(command: int) -> int:
     return status
 
 
+class Account(NamedTuple):
+    """The users of a process, and its effective group."""
+
+    real: int
+    effective: int
+    saved: int
+    group: int
+
+
 class System:
     """Processes, clocks, files and locks of files, as the kernel gives them."""
 
@@ -85,15 +94,15 @@ class System:
         # Field 2 is the command in parentheses and may itself hold anything: count from the last parenthesis.
         return int(text[text.rindex(b")") + 2 :].split()[19])
 
-    def account_of(self, pid: int) -> tuple[int, int] | None:
-        """Effective user and group of a process; None if there is no such process."""
+    def account_of(self, pid: int) -> Account | None:
+        """Whose a process is; None if there is no such process."""
         try:
             with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
                 text = file.read(4096)
         except (FileNotFoundError, ProcessLookupError):
             return None
-        user, group = (int(text.split(key)[1].split()[1]) for key in (b"\nUid:", b"\nGid:"))
-        return user, group
+        real, effective, saved = map(int, text.split(b"\nUid:")[1].split()[:3])
+        return Account(real, effective, saved, int(text.split(b"\nGid:")[1].split()[1]))
 
     def pidfd_open(self, pid: int) -> int | None:
         """A descriptor of the process, readable once all its threads are gone; None if there is no such process."""

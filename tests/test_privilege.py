@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import encodings.ascii  # noqa: F401 - see above
+import encodings.ascii
+import encodings.idna  # noqa: F401 - see above
 import errno
 import faulthandler
 import fcntl
@@ -20,6 +21,7 @@ import pickle
 import re
 import signal
 import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -356,7 +358,7 @@ def test_the_mmu_stops_a_write_through_a_contract_for_reading(domain: str, super
 
     def write() -> None:
         lock = lock_of(domain, operations=["read"])
-        wanted = re.compile(rf"([0-9a-f]+)-\S+ r--s .*/memfd:{re.escape(_machine.label(domain, ''))}")  # we are a fork of root
+        wanted = re.compile(rf"([0-9a-f]+)-\S+ r--s .*/memfd:{re.escape(_machine._prefix(domain))}")  # we are a fork of root
         address = next(int(found[1], 16) for line in _machine._mappings("self") if (found := wanted.match(line)))
         assert ctypes.string_at(address, 8) == at.MAGIC.to_bytes(8, "little")
         assert _libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
@@ -538,13 +540,13 @@ def test_a_contract_that_the_policy_took_back_is_not_had_again_by_replaying_it(d
     with Supervisor(domain, POLICY) as supervisor:
 
         def replay() -> list[Any]:
-            lock = lock_of(domain)
-            with talk(domain, lock._words.grant.ledger.fd) as say:
-                first = say({"op": "arena", "identity": lock._block.arena.identity}, lock._block.arena.segment.fd)
-                opened = say(opening(lock._block.arena.identity, ["acquire"]))
+            with talk(domain) as say:
+                arena = given_by(say, domain)
+                first = say({"op": "arena", "identity": arena.identity}, arena.segment.fd)
+                opened = say(opening(arena.identity, ["acquire"]))
                 page[READY] = 1
                 eventually(lambda: page[GO])
-                return [first, opened, *(say(opening(lock._block.arena.identity, ["acquire"])) for _ in range(3))]
+                return [first, opened, *(say(opening(arena.identity, ["acquire"])) for _ in range(3))]
 
         child = as_user(ALICE, replay)
         eventually(lambda: page[READY])
@@ -557,16 +559,23 @@ def test_a_contract_that_the_policy_took_back_is_not_had_again_by_replaying_it(d
 
 
 @contextlib.contextmanager
-def talk(domain: str, ledger: int | None = None) -> Iterator[Callable[..., dict[str, Any]]]:
-    """A connection that has said hello, and a function that says something over it."""
+def talk(domain: str) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A connection that has said hello, and a function that says something over it.  Of a process the last one counts."""
     with _client.connect(domain, 0.0, start=False) as connection:
 
         def say(message: dict[str, Any], *descriptors: int, received: list[int] | None = None) -> dict[str, Any]:
             return _messages.exchange(connection, message, descriptors, received)
 
-        own = _ledger.Ledger.create() if ledger is None else None
-        assert say({"op": "hello", "version": 1}, own.fd if own else ledger or 0).get("ok")
+        assert say({"op": "hello", "version": 1}, _ledger.Ledger.create().fd).get("ok")
         yield say
+
+
+def given_by(say: Callable[..., dict[str, Any]], domain: str) -> _arena.Arena:
+    """The arena of a name, asked for by hand."""
+    received: list[int] = []
+    message = {"op": "attach", "name": "shared", "kind": at.LOCK, "policy": 1, "operations": ["acquire"]}
+    assert say({**message, "lease": 10**9, "grace": 0, "rank": 0}, received=received).get("ok")
+    return _machine.arena_over(received.pop(), domain, "shared")
 
 
 def opening(identity: int, operations: list[str]) -> dict[str, Any]:
@@ -578,13 +587,12 @@ def opening(identity: int, operations: list[str]) -> dict[str, Any]:
 
 def test_a_segment_of_the_attackers_own_is_not_believed(domain: str, supervisor: Supervisor) -> None:
     def attack() -> list[str]:
-        lock = lock_of(domain)
-        size = lock._block.arena.layout.size
         errors = []
         with talk(domain) as say:
+            genuine = given_by(say, domain)
             for name, mode, seals in itertools.product(("shared", "shared 2"), (0o600, 0o777), (_machine.SEALS, 0)):
-                fd = os.memfd_create(_machine.label(domain, name), os.MFD_ALLOW_SEALING)
-                os.write(fd, bytes(lock._block.arena.segment.memory[:size]))
+                fd = os.memfd_create(_machine.label(domain, 1, name), os.MFD_ALLOW_SEALING)
+                os.write(fd, bytes(genuine.segment.memory))
                 os.fchmod(fd, mode)
                 if seals:
                     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -895,6 +903,130 @@ def test_terms_in_a_ledger_are_adopted_only_as_far_as_the_policy_allows(domain: 
         lock = as_user(BOB, lambda: shlock.Lock("shared", domain=domain, lease=SHORT, on_abandoned="ignore").acquire())
         assert lock.result() is True
         assert attacker.wait() == -signal.SIGKILL
+
+
+# -- what a reader of the code might try -----------------------------------------------------------------------------------
+
+
+def test_one_process_has_one_contract_for_a_lock_in_whichever_slots(domain: str, supervisor: Supervisor) -> None:
+    def attack() -> list[bool]:
+        with talk(domain) as say:
+            identity = given_by(say, domain).identity
+            for slot in (1, 2, 3):
+                assert say({**opening(identity, ["acquire"]), "slot": slot}).get("ok")
+            return [bool(say({"op": "close", "slot": slot}).get("ok")) for slot in (3, 2, 1)]
+
+    assert as_user(ALICE, attack).result() == [True] * 3
+    assert as_user(BOB, get_in, domain).result()
+
+
+def test_who_says_hello_twice_has_only_the_last_connection(domain: str, supervisor: Supervisor) -> None:
+    def attack() -> int:
+        with talk(domain) as first, talk(domain) as second:
+            assert second({"op": "who"}).get("ok")
+            try:
+                first({"op": "open", **opening(1, ["acquire"])})
+            except OSError:
+                return 1
+        return 0
+
+    assert as_user(ALICE, attack).result() == 1
+    assert as_user(BOB, get_in, domain).result()
+
+
+def test_who_overwrites_spots_all_the_time_holds_nobody_up_for_long(domain: str, supervisor: Supervisor, page: Page) -> None:
+    def attack() -> None:
+        lock = lock_of(domain)
+        view, layout = lock._block.arena.words.view, lock._block.arena.layout
+        first, last = layout.spot(at.SPOT_STATE, 0), layout.spot(at.SPOT_STATE, 8)
+        view[at.HEADER_SPOTS_USED] = 8
+        number = 0
+        page[READY] = 1
+        while not page[GO]:
+            number += at.SEQUENCE_ONE
+            for place in range(first, last):
+                view[place] = number & at.SEQUENCE | at.WAITING
+
+    attacker = as_user(ALICE, attack)
+    eventually(lambda: page[READY])
+    for _ in range(3):
+        holder = as_user(BOB, be_killed_inside, domain)
+        assert holder.wait() == -signal.SIGKILL
+        assert as_user(BOB, get_in, domain).result()
+    page[GO] = 1
+    attacker.result()
+
+
+def be_killed_inside(domain: str) -> None:
+    with lock_of(domain):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_user_overwrites_is_put_right_for_the_next_one(domain: str, supervisor: Supervisor) -> None:
+    def attack() -> None:
+        view = lock_of(domain)._block.arena.words.view
+        for place in range(at.HEADER_SPOTS_USED):
+            view[place] = 0xDEAD
+        block = at.Layout(_machine.SPOTS, _machine.PROCESSES, 1, 0).block(0)
+        view[block + at.BLOCK_KIND] = 0xFFFF
+        view[block + at.BLOCK_TOKEN] = at.WORD_MASK
+
+    as_user(ALICE, attack).result()
+    assert as_user(BOB, get_in, domain).result() == (None, 0)
+
+
+def test_a_name_is_made_for_who_may_acquire_it(domain: str, supervisor: Supervisor) -> None:
+    def look() -> str:
+        with pytest.raises(SupervisorError) as error:
+            shlock.RLock("shared", domain=domain, lease=LONG, on_abandoned="poison", operations=["read"])
+        return error.value.fact
+
+    assert "is not there yet" in as_user(CAROL, look).result()
+    assert as_user(ALICE, get_in, domain).result()
+
+
+def test_a_child_cannot_speak_for_what_its_parent_has_become(domain: str, supervisor: Supervisor, page: Page) -> None:
+    """Its parent connected, and now runs another user's program, which is a client."""
+
+    def connect_and_become_bob() -> None:
+        os.setgroups([])
+        os.setresuid(ALICE, ALICE, 0)
+        connection = _client.connect(domain, 0.0, start=False)
+
+        def speak() -> str:
+            eventually(lambda: page[READY])
+            ledger = _ledger.Ledger.create()
+            return str(_messages.exchange(connection, {"op": "hello", "version": 1}, (ledger.fd,)).get("error"))
+
+        child = Child(speak)
+        os.setresuid(0, 0, 0)
+        os.setresuid(BOB, BOB, BOB)
+        with lock_of(domain):
+            page[READY] = 1
+            assert f"is of user {BOB} by now" in child.result()
+
+    Child(connect_and_become_bob).result()
+
+
+def test_descriptors_that_are_slow_to_close_hold_nobody_up(domain: str, supervisor: Supervisor) -> None:
+    def attack() -> int:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            with socket.create_connection(listener.getsockname()) as sender, listener.accept()[0]:
+                sender.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sender.send(bytes(1 << 16))
+                sender.setblocking(True)
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+                with talk(domain) as say:
+                    say({"op": "who"}, sender.fileno())
+                    sender.close()
+                    return int(say({"op": "who"})["pid"])
+
+    assert as_user(MALLORY, attack).result() == os.getpid()
+    assert as_user(ALICE, get_in, domain).result()
 
 
 # -- fuzz -----------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import fcntl
+import functools
 import json
 import logging
 import os
@@ -49,6 +51,8 @@ log = logging.getLogger("shlock.supervisor")
 LINGER: Final = 1.0  # seconds that an embedded supervisor stays after its last client
 MOST_CONNECTIONS: Final = 4096
 MOST_OF_ONE_USER: Final = 512  # connections, of one user among several
+MOST_ARENAS: Final = 4096  # that one user's connections use at a time
+MOST_LINGERING: Final = 32  # descriptors of one user that are slow to close
 MOST_REFUSALS: Final = 20  # of one connection; then it is ended
 MOST_AT_A_TURN: Final = 32  # messages of one connection
 MOST_EVENTS: Final = 10_000
@@ -69,13 +73,17 @@ class Session:
         self.socket = connection
         self.pid = pid
         self.user = user
-        self.accounts = _accounts(user, group)
+        self.group = group
         self.pidfd = pidfd
         self.word = word
         self.client: Client | None = None
         self.arenas: dict[int, Arena] = {}
         self.refusals = 0
         self.follows: int | None = None  # waits for the event after this one
+
+    @functools.cached_property
+    def accounts(self) -> _Accounts:
+        return _accounts(self.user, self.group)
 
 
 class Server:
@@ -98,6 +106,8 @@ class Server:
         self._by_name: dict[str, Arena] = {}  # those of the machine, the oldest first
         self._made_by: dict[str, int] = {}  # users
         self._connections_of: collections.Counter[int] = collections.Counter()  # users
+        self._lingering: collections.Counter[int] = collections.Counter()  # by user: descriptors that are slow to close
+        self._claim = _machine.claim(domain) if self.is_of_machine else -1
         self._selector = selectors.EpollSelector()
         self._timer = SYSTEM.timer()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -106,13 +116,13 @@ class Server:
         self._ended = False
         self._requests: collections.deque[Callable[[], None]] = collections.deque()
         self._idle_since = SYSTEM.monotonic_ns()
-        self._claim = _machine.claim(domain) if self.is_of_machine else -1
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             address = _messages.address(SYSTEM.geteuid(), domain)
-            self._listener.bind(address)
             if self.is_of_machine:
-                os.chmod(address, 0o666)
+                _machine.bind(self._listener, address)
+            else:
+                self._listener.bind(address)
             if crash_points:
                 crash_points[0]("S-A address bound")
             self._adopt_domain()
@@ -150,7 +160,9 @@ class Server:
                 if due != NEVER:
                     SYSTEM.set_timer(self._timer, due)
                 for key, _ in self._selector.select(longest_sleep):
-                    key.data()
+                    self._handle(key.data)
+                    if SYSTEM.monotonic_ns() >= self.watch.due:  # however much there is to be heard
+                        self.watch.look()
                 while self._requests:
                     self._requests.popleft()()
                 if on_turn is not None:
@@ -158,6 +170,15 @@ class Server:
         finally:
             self.emit("stopped", pid=os.getpid(), reason="asked to" if self._stop else "nobody uses it")
             self._close_all()
+
+    def _handle(self, handler: Callable[[], None]) -> None:
+        """Whatever goes wrong with one client is not the others' matter."""
+        try:
+            handler()
+        except Exception:
+            log.exception("serving a client")
+            if isinstance(handler, functools.partial) and isinstance(handler.args[0], Session):
+                self._drop(handler.args[0])
 
     def stop(self) -> None:
         """End ``run``.  From any thread, and from signal handlers."""
@@ -264,7 +285,7 @@ class Server:
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        while True:
+        for _ in range(MOST_AT_A_TURN):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -274,6 +295,9 @@ class Server:
                 return
             try:
                 session = self._admit(connection)
+            except ProcessLookupError:
+                connection.close()
+                continue
             except OSError as error:
                 connection.close()
                 self._pause(error)
@@ -284,7 +308,7 @@ class Server:
             connection.setblocking(False)
             self._sessions[connection] = session
             self._connections_of[session.user] += 1
-            self._selector.register(connection, selectors.EVENT_READ, lambda session=session: self._hear(session))
+            self._selector.register(connection, selectors.EVENT_READ, functools.partial(self._hear, session))
 
     def _admit(self, connection: socket.socket) -> Session | None:
         """Who it is, as the kernel says.  None: we don't serve it."""
@@ -297,6 +321,9 @@ class Server:
             return None
         if user != SYSTEM.geteuid() and self._connections_of[user] >= MOST_OF_ONE_USER:
             self.emit("refused", pid=pid, reason=f"user {user} has {MOST_OF_ONE_USER} connections already")
+            return None
+        if self._lingering[user] >= MOST_LINGERING:
+            self.emit("refused", pid=pid, reason=f"user {user} has sent descriptors that cannot be closed")
             return None
         pidfd = _messages.peer_pidfd(connection)
         if pidfd is None:
@@ -330,7 +357,7 @@ class Server:
             return
         self._connections_of[session.user] -= 1
         self._selector.unregister(session.socket)
-        session.socket.close()
+        self._close_apart(session, session.socket.detach())
         self._accept_again()
         client = session.client
         if client is None:
@@ -349,7 +376,7 @@ class Server:
             if session.socket not in self._sessions:
                 return
             try:
-                data, descriptors = _messages.receive(session.socket)
+                data, descriptors = _messages.receive(session.socket, functools.partial(self._close_received, session))
             except BlockingIOError:
                 return
             except (OSError, ValueError) as error:
@@ -374,7 +401,36 @@ class Server:
                 self._drop(session)
             finally:
                 for descriptor in descriptors:
-                    SYSTEM.close(descriptor)
+                    self._close_received(session, descriptor)
+
+    def _close_received(self, session: Session, descriptor: int) -> None:
+        if _is_memory(descriptor):
+            SYSTEM.close(descriptor)
+        else:
+            self._close_apart(session, descriptor)
+
+    def _close_apart(self, session: Session, descriptor: int) -> None:
+        """Close what another user has sent, or the connection over which he may have, in a thread: that may block.
+
+        The last close of a network socket that lingers does, or of a file on a file system that somebody serves.
+        """
+        if session.user == SYSTEM.geteuid():
+            SYSTEM.close(descriptor)
+            return
+        self._lingering[session.user] += 1
+
+        def close() -> None:
+            try:
+                os.close(descriptor)
+            finally:
+                self.soon(closed)
+
+        def closed() -> None:
+            self._lingering[session.user] -= 1
+            if not self._lingering[session.user]:
+                del self._lingering[session.user]
+
+        threading.Thread(target=close, name="shlock close", daemon=True).start()
 
     def _answer(self, session: Session, answer: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         try:
@@ -431,6 +487,7 @@ class Server:
             raise _Refused("another version of shlock: end its processes first")
         if session.client is not None or len(descriptors) != 1:
             raise _Refused("hello comes once, with one ledger")
+        self._check_account(session)
         try:
             ledger = _ledger.Ledger.over(os.dup(descriptors[0]))
         except (OSError, ValueError) as error:
@@ -438,10 +495,18 @@ class Server:
         earlier = self.watch.clients.get(session.word)
         if earlier is not None:  # the same process again, or one that we adopted
             self._forget(earlier)
+            for other in [other for other in self._sessions.values() if other.client is earlier]:
+                self._drop(other)
         client = session.client = Client(session.word, session.pidfd, ledger, session.user)
         self.watch.clients[client.word] = client
         self._selector.register(client.pidfd, selectors.EVENT_READ, lambda: self._bury(client))
         return {"ok": True, "pid": os.getpid()}
+
+    def _check_account(self, session: Session) -> None:
+        """That the process which connected has not become another user's since: a child may have the connection."""
+        account = SYSTEM.account_of(session.pid) if self.is_of_machine else None
+        if account is not None and account.effective != session.user:
+            raise _Refused(f"pid {session.pid} is of user {account.effective} by now, and was of user {session.user}")
 
     def _bury(self, client: Client) -> None:
         if self.watch.clients.get(client.word) is not client:
@@ -459,6 +524,8 @@ class Server:
         if len(descriptors) != 1:
             raise _Refused("an arena comes as one descriptor")
         if self.is_of_machine:
+            if self._given(session.user) >= MOST_ARENAS:
+                raise _Refused(f"user {session.user} uses {MOST_ARENAS} arenas already")
             session.arenas[identity] = self._recognise(descriptors[0], identity)
             return {"ok": True}
         arena = self._arenas.get(identity)
@@ -484,6 +551,7 @@ class Server:
 
     def _open(self, session: Session, message: dict[str, Any]) -> dict[str, Any]:
         client = _client_of(session)
+        self._check_account(session)
         slot = _number(message, "slot", _ledger.SLOTS - 1)
         arena = session.arenas.get(_number(message, "arena", at.WORD_MASK))
         if arena is None:
@@ -544,9 +612,12 @@ class Server:
         if kind not in (at.LOCK, at.RLOCK):
             raise _Refused("a name of the machine is a Lock or an RLock")
         # Whoever is given segments without opening them holds as many contracts.
-        given = sum(len(other.arenas) for other in self._sessions.values() if other.user == session.user)
-        decision = self._decide(session.user, session.accounts, name, wishes, max(given, self.watch.count(session.user)))
+        held = max(self._given(session.user), self.watch.count(session.user))
+        decision = self._decide(session.user, session.accounts, name, wishes, held)
         arena = self._by_name.get(name)
+        may_acquire = "acquire" in wishes.operations
+        if decision.allowed and arena is None and not may_acquire:
+            raise _Refused(f"{name!r} is not there yet: it is made for who may acquire it")
         if decision.allowed and arena is None and not self._has_room(session.user, decision.most_contracts):
             decision = dataclasses.replace(
                 decision, allowed=False, reason=f"the user has made {decision.most_contracts} names that are in use"
@@ -563,7 +634,8 @@ class Server:
             self._know(arena)
             self._made_by[name] = session.user
         session.arenas[arena.identity] = arena
-        fd = _machine.open_again(arena.segment.fd, read_only=not wishes.operations & _WRITING)
+        _machine.restore(arena)
+        fd = _machine.open_again(arena.segment.fd, read_only=not may_acquire)
         try:
             self._answer(session, {"ok": True}, (fd,))
         finally:
@@ -575,12 +647,21 @@ class Server:
         names = [name for name, maker in self._made_by.items() if maker == user]
         if len(names) < most:
             return True
+        given = {identity for session in self._sessions.values() for identity in session.arenas}
         for name in names:
             arena = self._by_name[name]
-            if not self._is_used(arena) and not arena.words.load(arena.layout.block(0) + at.BLOCK_WORD):
+            if (
+                arena.identity not in given
+                and not self.watch.uses(arena)
+                and not arena.words.load(arena.layout.block(0) + at.BLOCK_WORD)
+            ):
                 self._close(arena)
                 return True
         return False
+
+    def _given(self, user: int) -> int:
+        """How many arenas the connections of a user have been given, or have shown."""
+        return sum(len(session.arenas) for session in self._sessions.values() if session.user == user)
 
     def _know(self, arena: Arena) -> None:
         self._arenas[arena.identity] = arena
@@ -590,7 +671,7 @@ class Server:
     def _recognise(self, fd: int, identity: int) -> Arena:
         """The arena behind a descriptor that a client presents again: one that a supervisor of this domain gave out."""
         try:
-            name = _machine.name_of_segment(fd, self.domain)
+            name, _ = _machine.name_of_segment(fd, self.domain)
             arena = self._by_name.get(name)
             if arena is None:
                 arena = _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
@@ -606,9 +687,16 @@ class Server:
         return self.watch.uses(arena) or any(arena.identity in session.arenas for session in self._sessions.values())
 
     def _release(self, arenas: Iterable[Arena]) -> None:
-        """Let go of the arenas without a name that nobody uses any more."""
+        """Let go of the arenas that nobody uses any more: without a name, or of the machine and not of our making."""
         for arena in list(arenas):
-            if arena.domain is None and self._arenas.get(arena.identity) is arena and not self._is_used(arena):
+            name = arena.only_name
+            if name is not None and (name in self._made_by or arena.words.load(arena.layout.block(0) + at.BLOCK_WORD)):
+                continue
+            if (
+                (arena.domain is None or name is not None)
+                and self._arenas.get(arena.identity) is arena
+                and not self._is_used(arena)
+            ):
                 self._close(arena)
 
     def _close(self, arena: Arena) -> None:
@@ -671,13 +759,18 @@ class Server:
 
     def _arenas_of_machine(self) -> Iterator[Arena]:
         """What earlier supervisors of the domain have given out and somebody still has."""
+        newest: dict[str, tuple[int, int]] = {}  # by name: serial number and descriptor
         for fd in _machine.segments_of(self.domain):
+            name, serial = _machine.name_of_segment(fd, self.domain)
+            if name in newest and newest[name][0] > serial:
+                SYSTEM.close(fd)  # left by who kept it although nobody else used it any more
+                continue
+            if name in newest:
+                SYSTEM.close(newest[name][1])
+            newest[name] = serial, fd
+        for name, (_, fd) in newest.items():
             try:
-                name = _machine.name_of_segment(fd, self.domain)
-                if name in self._by_name:
-                    log.warning("a second segment of %r is not adopted", name)
-                else:
-                    yield _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
+                yield _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
             except (OSError, ValueError, SegmentError) as error:
                 log.warning("a segment of domain %r cannot be adopted: %s", self.domain, error)
             finally:
@@ -691,7 +784,8 @@ class Server:
         terms = Terms(min(terms.lease, longest), min(terms.grace, longest))
         wishes = _Wishes(frozenset({"acquire"}), terms.lease, terms.grace, min(rank, HIGHEST_NUMBER))
         try:
-            decision = self._decide(user, _accounts(user, group), name_of(arena, block), wishes, 0)
+            accounts = _accounts(user, group)
+            decision = self._decide(user, accounts, name_of(arena, block), wishes, self.watch.count(user))
         except _Refused:
             return None
         if decision.hidden or "acquire" not in decision.operations:
@@ -754,7 +848,6 @@ def _client_of(session: Session) -> Client:
 
 
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
-_WRITING: Final = frozenset({"acquire", "write", "send", "receive"})
 
 
 class _Wishes(NamedTuple):
@@ -772,6 +865,15 @@ def _wishes(message: dict[str, Any]) -> _Wishes:
         raise _Refused("operations must be a list of names")
     lease, grace = _number(message, "lease", NEVER), _number(message, "grace", NEVER)
     return _Wishes(frozenset(operations), lease, grace, _number(message, "rank", HIGHEST_NUMBER))
+
+
+def _is_memory(descriptor: int) -> bool:
+    """Whether it is a memory file, which closes at once."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def _number(message: dict[str, Any], key: str, most: int) -> int:

@@ -126,8 +126,8 @@ class Service:
 def serve(domain: str, policy_path: str | None, environment: Mapping[str, str]) -> None:
     """Run the supervisor of a domain until a signal ends it.  SupervisorError if there is one; PolicyError; OSError."""
     policy = None if policy_path is None else load_policy(policy_path)
-    server = open_server(domain, policy)
     raise_limits()
+    server = open_server(domain, policy)
     notifier = Notifier(environment)
     try:
         Service(server, policy_path, notifier).run()

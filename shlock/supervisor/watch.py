@@ -27,9 +27,11 @@ about a lock, never alone about a process.
 
 from __future__ import annotations
 
+import collections
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from .. import _layout as at
 from .. import _ledger, _machine, _process
@@ -43,6 +45,11 @@ from .leases import NEVER, Terms, Verdict, Watched
 __all__ = ["Client", "Supervised", "Watch"]
 
 log = logging.getLogger("shlock.supervisor")
+
+#: Nanoseconds from the beginning in which a holder may turn up to whom an earlier supervisor gave its contract.
+ADOPTION_TIME: Final = 10_000_000_000
+#: Exchanges with a word that somebody may be changing all the time.  What is not done then is done at the next look.
+MOST_TRIES: Final = 1000
 
 Emit = Callable[..., None]
 #: What an adopted contract may be, from user, group, arena, control block, the terms in the ledger, and the rank.
@@ -168,12 +175,14 @@ class Watch:
 
     def __init__(self, emit: Emit, terms_for: TermsFor, adopt_all: Callable[[Arena], None]) -> None:
         self.clients: dict[int, Client] = {}  # by identity word
+        self._begun = SYSTEM.monotonic_ns()
         self._terms_for = terms_for
         self._adopt_all = adopt_all
         self._places: dict[int, Places] = {}  # by identity of the arena
+        self._leases: collections.Counter[int] = collections.Counter()  # that were granted
         self._seen: set[Supervised] = set()  # of which the last look saw a hold, or the beginning or the end of one
         self._emit = emit
-        self._shortest = NEVER  # the shortest lease that was granted
+        self._shortest = NEVER  # of them
         self.due = NEVER  # when to look again, in monotonic nanoseconds
 
     # -- contracts ----------------------------------------------------------------------------------------------------
@@ -181,12 +190,17 @@ class Watch:
     def add(self, contract: Supervised) -> None:
         """Watch one more contract, instead of an earlier one in the same slot."""
         self.remove(contract.client, contract.slot)
+        places = self._places.get(contract.arena.identity)
+        earlier = None if places is None else places.holders.get(contract.block, {}).get(contract.client.word)
+        if earlier is not None:  # one process has one contract for a lock
+            self.remove(earlier.client, earlier.slot)
         contract.client.contracts[contract.slot] = contract
         places = self._places.get(contract.arena.identity)
         if places is None:
             places = self._places[contract.arena.identity] = Places(contract.arena)
         places.add(contract)
-        self._shortest = min(self._shortest, contract.watched.terms.lease)
+        self._leases[contract.watched.terms.lease] += 1
+        self._shortest = min(self._leases)
         self.due = min(self.due, SYSTEM.monotonic_ns() + contract.watched.terms.lease)
 
     def remove(self, client: Client, slot: int) -> None:
@@ -199,8 +213,11 @@ class Watch:
         places.remove(contract)
         if not places.holders:
             del self._places[contract.arena.identity]
-        if not self._places:
-            self._shortest = NEVER
+        lease = contract.watched.terms.lease
+        self._leases[lease] -= 1
+        if not self._leases[lease]:
+            del self._leases[lease]
+            self._shortest = min(self._leases, default=NEVER)
 
     def uses(self, arena: Arena) -> bool:
         """Whether there is a contract for a lock of this arena."""
@@ -219,26 +236,36 @@ class Watch:
         due = SYSTEM.monotonic_ns() + self._shortest if self._shortest != NEVER else NEVER
         held = [contract for places in self._places.values() for contract in places.held()]
         for places in [places for places in self._places.values() if places.strangers and places.arena.only_name is not None]:
-            self._expel(places)
+            try:
+                self._expel(places)
+            except Exception:
+                log.exception("looking at %r", places.arena.only_name)
         for contract in self._seen.difference(held):
             contract.watched.look(0, owns=False, deadline=0, token=0)
         for contract in held:
-            client = contract.client
-            if client.sentenced:
+            if contract.client.sentenced:
                 continue
-            deadline, token = contract.deadline, contract.token
-            # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
-            verdict, again = contract.watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
-            due = min(due, again)
-            if verdict is not Verdict.NOTHING:
-                self._act(contract, verdict)
+            try:
+                due = min(due, self._look_at(contract))
+            except Exception:  # one damaged segment, or no descriptor left, must not keep the others' locks
+                log.exception("looking at %s", contract.text)
         self._seen = {contract for contract in held if contract.watched.is_seen}
         self.due = due
+
+    def _look_at(self, contract: Supervised) -> int:
+        """Do what is due with one hold; when to look again."""
+        deadline, token = contract.deadline, contract.token
+        # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
+        verdict, again = contract.watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
+        if verdict is not Verdict.NOTHING:
+            self._act(contract, verdict)
+        return again
 
     def _expel(self, places: Places) -> None:
         """S11: a word of the machine that names nobody with a contract is forged, unless an earlier supervisor granted one."""
         arena, blocks = places.arena, list(places.strangers)
-        self._adopt_all(arena)
+        if SYSTEM.monotonic_ns() < self._begun + ADOPTION_TIME:
+            self._adopt_all(arena)
         for block in blocks:
             place = arena.layout.block(block) + at.BLOCK_WORD
             w = places.view[place]
@@ -314,15 +341,21 @@ class Watch:
         if name is None or domain is None or client.user == _machine.ROOT:
             return False
         account = SYSTEM.account_of(client.pid)
-        return account is not None and account[0] != client.user and not _machine.has_mapped(client.pid, domain, name)
+        if account is None or client.user in (account.real, account.saved):  # whom he may kill himself
+            return False
+        return not _machine.has_mapped(client.pid, domain, contract.arena.identity)
 
     def take_away(self, contract: Supervised) -> None:
         """T: from a process that stalls before it is inside, or after it was."""
         if crash_points:
             crash_points[0]("S-T1 before TAKEN")
-        while contract.owns():
+        for _ in range(MOST_TRIES):
             w = contract.view[contract.place]
-            if w & at.TAKEN == at.TAKEN or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN):
+            if (
+                not contract.owns()
+                or w & at.TAKEN == at.TAKEN
+                or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN)
+            ):
                 break
         if crash_points:
             crash_points[0]("S-T1 TAKEN")
@@ -332,7 +365,7 @@ class Watch:
         """T2, T3: who gets a lock with TAKEN."""
         SYSTEM.membarrier()
         words, place = contract.arena.words, contract.place
-        while True:
+        for _ in range(MOST_TRIES):
             w = contract.view[place]
             if w & at.OWNER != contract.client.word or w & at.TAKEN != at.TAKEN:
                 return  # it has reclaimed or released it, or died and has an heir
@@ -343,6 +376,8 @@ class Watch:
                 after = w & at.DIED if deadline != _ledger.LEFT or self._is_poison(contract) else 0
             if words.compare_exchange(place, w, after):
                 break
+        else:
+            return
         if crash_points:
             crash_points[0]("S-T3 settled, nobody woken")
         if not after & at.OWNER:
@@ -381,7 +416,10 @@ class Watch:
         held = False
         if crash_points:
             crash_points[0]("S-D before it is passed on")
-        while (w := view[place]) & at.OWNER == word:
+        for _ in range(MOST_TRIES):
+            w = view[place]
+            if w & at.OWNER != word:
+                break
             view[start + at.BLOCK_DEAD] = word
             view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
             if contract.arena.words.compare_exchange(place, w, at.DIED):
@@ -409,22 +447,31 @@ class Watch:
             if pidfd is None:
                 return None
             # S9: a ledger is believed about who has made it only.
-            by_user = account[0] if arena.only_name is not None else None
+            by_user = account.effective if arena.only_name is not None else None
             ledger = _ledger.ledger_of(pid, owner, arena.identity, user=by_user) if _process.is_alive(owner) else None
             if ledger is None:
                 SYSTEM.close(pidfd)
                 return None
-            client = self.clients[owner] = Client(owner, pidfd, ledger, account[0])
+            client = self.clients[owner] = Client(owner, pidfd, ledger, account.effective)
         view, now = client.ledger.view, SYSTEM.monotonic_ns()
+        known = {contract.block for contract in client.contracts.values() if contract.arena is arena}
+        slots: dict[int, int] = {}  # by control block; the one of which it says that it is inside
         for slot, identity in enumerate(view[_ledger.ARENA : _ledger.ARENA + _ledger.SLOTS].tolist()):
-            if identity != arena.identity or slot in client.contracts:
-                continue
+            block = view[_ledger.BLOCK + slot]
+            if (
+                identity == arena.identity
+                and slot not in client.contracts
+                and block not in known
+                and (block not in slots or view[_ledger.DEADLINE + slot] > _ledger.LEFT)
+            ):
+                slots[block] = slot
+        for slot in slots.values():
             block, lease, grace, rank = (
                 view[field + slot] for field in (_ledger.BLOCK, _ledger.LEASE, _ledger.GRACE, _ledger.RANK)
             )
             terms = None
             if block < arena.layout.blocks and 0 < lease < NEVER and grace < NEVER:
-                terms = self._terms_for(*account, arena, block, Terms(lease, grace), rank & 0xFFFFFFFF)
+                terms = self._terms_for(account.effective, account.group, arena, block, Terms(lease, grace), rank & 0xFFFFFFFF)
             if terms is not None:
                 self.add(
                     Supervised(
