@@ -104,12 +104,12 @@ class Spot:
         "since_word", "state_pointer", "state_word", "thread_word", "trust", "words",
     )  # fmt: skip
 
-    def __init__(self, words: Words, layout: at.Layout, index: int, semaphore: Any) -> None:
+    def __init__(self, words: Words, layout: at.Layout, index: int, semaphore: Any, claims: list[int]) -> None:
+        """``claims`` has the index as long as it is the caller's to give back; here it becomes ours."""
         self.words = words
         self.index = index
         self.semaphore = semaphore
         self.operand = Operand()
-        self.claimant = _process.current
         self.is_leaving = False
         self.naps = 0  # since the thread was chosen
         self.trust = MOST_SKIPS  # how often it may still leave the word unmarked
@@ -117,6 +117,9 @@ class Spot:
             layout.spot(array, index) for array in (at.SPOT_STATE, at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
         )
         self.state_pointer = words.pointer(self.state_word)
+        # No call from here to the end: the interpreter looks at no signal in between.
+        claims[:] = ()
+        self.claimant = _process.current
 
     def publish(self, key: int) -> None:
         """A4: from here on the thread can be chosen.  An exchange, so also a fence."""
@@ -410,15 +413,17 @@ class Parking:
                 f"all {self.layout.spots} parking spots are taken by blocked threads of living processes",
                 "Let fewer threads wait at the same time, or spread the locks over several domains.",
             )
+        claims = [index]
         try:
             if crash_points:
                 crash_points[0]("C1 spot claimed")
             self.words.raise_to(at.HEADER_SPOTS_USED, index + 1)
             self._make_semaphore(index)
             semaphore = self.semaphores[index] = self._open_semaphore(index)
-            return Spot(self.words, self.layout, index, semaphore)
+            return Spot(self.words, self.layout, index, semaphore, claims)
         except BaseException:
-            self.words.store(self.layout.spot(at.SPOT_CLAIM, index), 0)
+            for index in claims:  # else a Spot has it, which a traceback may keep for long
+                self.words.store(self.layout.spot(at.SPOT_CLAIM, index), 0)
             raise
 
     def _claim_index(self) -> int | None:

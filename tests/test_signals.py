@@ -9,6 +9,7 @@ lock held, as in multiprocessing, whose `__exit__` is a Python function, too.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import secrets
@@ -23,7 +24,7 @@ from schedules import Interrupt, Interrupted, Interruption, is_at_entry, is_in_p
 from support import PATIENCE, Child, Page, eventually
 
 import shlock
-from shlock import _atomic, _owned, _parking, _sys
+from shlock import _anonymous, _atomic, _owned, _parking, _sys
 
 NO_POLLING = 10_000.0
 
@@ -381,6 +382,29 @@ class WaitForEvent(Trial):
 
 def test_event_wait_that_is_interrupted_leaves_no_spot_and_lets_others_go_on(no_polling: None) -> None:
     interrupt_everywhere(WaitForEvent, 20)
+
+
+def test_a_spot_that_an_interruption_lost_is_not_given_back_twice(no_polling: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finalizer runs some time later, when the traceback goes; somebody else may wait there by then."""
+    monkeypatch.setattr(_anonymous, "_own", None)
+    event = shlock.Event()
+    init = _parking.Spot.__init__
+
+    def interrupted(spot: Any, *arguments: Any) -> None:
+        init(spot, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_parking.Spot, "__init__", interrupted)
+        with pytest.raises(KeyboardInterrupt) as lost:
+            event.wait()
+    waiter = InThread(event.wait)
+    eventually(lambda: waiter.is_parked_at(event))
+    del lost
+    gc.collect()
+    event.set()
+    assert waiter.result() is True
+    assert event.waiters == ()
 
 
 class SetEvent(Trial):
