@@ -1032,7 +1032,17 @@ def test_a_child_cannot_speak_for_what_its_parent_has_become(domain: str, superv
     Child(connect_and_become_bob).result()
 
 
-def test_descriptors_that_are_slow_to_close_hold_nobody_up(domain: str, supervisor: Supervisor) -> None:
+def test_descriptors_that_are_slow_to_close_hold_nobody_up(
+    domain: str, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, page: Page
+) -> None:
+    is_memory = server._is_memory
+
+    def look_when_we_have_the_last_one(descriptor: int) -> bool:
+        eventually(lambda: page[GO])
+        return is_memory(descriptor)
+
+    monkeypatch.setattr(server, "_is_memory", look_when_we_have_the_last_one)
+
     def attack() -> int:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -1044,10 +1054,14 @@ def test_descriptors_that_are_slow_to_close_hold_nobody_up(domain: str, supervis
                         sender.send(bytes(1 << 16))
                 sender.setblocking(True)
                 sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
-                with talk(domain) as say:
-                    say({"op": "who"}, sender.fileno())
+                with _client.connect(domain, 0.0, start=False) as connection:
+                    _messages.send(connection, {"op": "who"}, (sender.fileno(),))
                     sender.close()
-                    return int(say({"op": "who"})["pid"])
+                    page[GO] = 1
+                    for _ in range(2):
+                        answer = _messages.decode(_messages.receive(connection)[0])
+                        _messages.send(connection, {"op": "who"})
+                    return int(answer["pid"])
 
     assert as_user(MALLORY, attack).result() == os.getpid()
     assert as_user(ALICE, get_in, domain).result()
