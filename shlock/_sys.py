@@ -55,6 +55,15 @@ def _membarrier(command: int) -> int:
     return status
 
 
+def _read_of_process(pid: int, name: str) -> bytes | None:
+    """The beginning of a file that the kernel keeps of a process; None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read(4096)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 class Account(NamedTuple):
     """The users of a process, and its effective group."""
 
@@ -86,20 +95,16 @@ class System:
 
     def birth(self, pid: int) -> int | None:
         """Start time of a process in clock ticks since boot; None if there is no such process."""
-        try:
-            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-                text = file.read(4096)
-        except (FileNotFoundError, ProcessLookupError):
+        text = _read_of_process(pid, "stat")
+        if text is None:
             return None
         # Field 2 is the command in parentheses and may itself hold anything: count from the last parenthesis.
         return int(text[text.rindex(b")") + 2 :].split()[19])
 
     def account_of(self, pid: int) -> Account | None:
         """Whose a process is; None if there is no such process."""
-        try:
-            with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-                text = file.read(4096)
-        except (FileNotFoundError, ProcessLookupError):
+        text = _read_of_process(pid, "status")
+        if text is None:
             return None
         real, effective, saved = map(int, text.split(b"\nUid:")[1].split()[:3])
         return Account(real, effective, saved, int(text.split(b"\nGid:")[1].split()[1]))

@@ -182,7 +182,6 @@ class Watch:
         self._leases: collections.Counter[int] = collections.Counter()  # that were granted
         self._seen: set[Supervised] = set()  # of which the last look saw a hold, or the beginning or the end of one
         self._emit = emit
-        self._shortest = NEVER  # of them
         self.due = NEVER  # when to look again, in monotonic nanoseconds
 
     # -- contracts ----------------------------------------------------------------------------------------------------
@@ -200,7 +199,6 @@ class Watch:
             places = self._places[contract.arena.identity] = Places(contract.arena)
         places.add(contract)
         self._leases[contract.watched.terms.lease] += 1
-        self._shortest = min(self._leases)
         self.due = min(self.due, SYSTEM.monotonic_ns() + contract.watched.terms.lease)
 
     def remove(self, client: Client, slot: int) -> None:
@@ -217,7 +215,6 @@ class Watch:
         self._leases[lease] -= 1
         if not self._leases[lease]:
             del self._leases[lease]
-            self._shortest = min(self._leases, default=NEVER)
 
     def uses(self, arena: Arena) -> bool:
         """Whether there is a contract for a lock of this arena."""
@@ -233,7 +230,7 @@ class Watch:
 
     def look(self) -> None:
         """Do what is due, and note when to look again."""
-        due = SYSTEM.monotonic_ns() + self._shortest if self._shortest != NEVER else NEVER
+        due = SYSTEM.monotonic_ns() + min(self._leases) if self._leases else NEVER
         held = [contract for places in self._places.values() for contract in places.held()]
         for places in [places for places in self._places.values() if places.strangers and places.arena.only_name is not None]:
             try:
