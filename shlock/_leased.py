@@ -106,7 +106,7 @@ def make_leased_path(
                         ledger = grant.view
                         ledger[grant.deadline] = ends  # E2
                         if view[place] == grant.word or is_ours(grant):  # E3
-                            view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
+                            view[token_place] = token = view[token_place] + 1  # E4
                             if grant.odd and grant.record_site:
                                 grant.note_site(2)
                             if not as_lease:
@@ -120,12 +120,14 @@ def make_leased_path(
                     words.thread = 0
                 else:
                     grant.zero_cell[0] = 0
-            except BaseException:
+            except BaseException as error:
                 if grant.seat == thread:
                     if view[place] & owner_bits == grant.word:
                         words.thread = thread  # E1 was made: no other thread of this process could have
                     grant.zero_cell[0] = 0
                 undo(grant)
+                if error.__class__ is ValueError and view[token_place] == WORD_MASK:
+                    return enter_slowly(block, timeout, as_lease)  # overwritten: there is no larger token
                 raise
             if grant.seat == thread:
                 grant.seat = AWAY if grant.is_away else FREE  # no call before it

@@ -25,7 +25,7 @@ hint and no grant, and an empty one does no harm.
 
 Everybody who sleeps also *polls*: looks for itself after at most the poll interval.  That finds dead owners, and
 wake-ups that died with the process that owed them, without any other process's help.  The waiter that is first in line
-polls every 10 ms, the ones behind it less often, so that a crowd costs little.
+polls every 10 ms, the one behind it every 40 ms, the next every 90 ms, up to a second, so that a crowd costs little.
 
 Signals: a wait that a signal interrupts goes on.  ``posix_ipc`` replaces what a handler raised by its own error (except for
 KeyboardInterrupt).  So while the main thread sleeps, signals that have a Python handler other than the default of SIGINT are
@@ -283,7 +283,7 @@ class Parking:
             for index, state in enumerate(self._states())
             if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key and self.words.load(since + index) < mine
         )
-        return min(1 + ahead, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
+        return min((1 + ahead) ** 2, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
 
     def relies_on_another(self, spot: Spot, key: int) -> bool:
         """Whether a thread that waits may leave the word unmarked: one is on its way in, and will see to it.

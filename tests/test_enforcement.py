@@ -40,6 +40,7 @@ from support import (
 
 import shlock
 from shlock import _client, _ledger, _messages, _names, _process, _sys
+from shlock import _layout as at
 from shlock.errors import ContractDenied, LeaseExpired
 from shlock.supervisor.policy import parse
 from shlock.supervisor.server import Server, run_embedded
@@ -966,6 +967,26 @@ def test_a_recursive_lock_has_one_lease_from_its_outermost_hold_on(domain: str) 
 
     child = Child(nest_and_stay)
     assert child.wait() == -signal.SIGKILL
+
+
+def go_on_from_the_largest_token(domain: str) -> None:
+    for enter in ("with", "acquire"):
+        lock = leased(domain, enter)
+        block = lock._block
+        block.arena.words.store(block.start + at.BLOCK_TOKEN, at.WORD_MASK)
+        if enter == "with":
+            with lock as lease:
+                assert lease.token == 0
+        else:
+            assert lock.acquire()
+            lock.release()
+        with lock as lease:
+            assert lease.token == 1
+        assert not lock.locked()
+
+
+def test_a_lock_whose_token_was_overwritten_with_the_largest_goes_on(domain: str) -> None:
+    Child(go_on_from_the_largest_token, domain).result()
 
 
 def test_a_repair_has_a_lease_too(domain: str, page: Page) -> None:
