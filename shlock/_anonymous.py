@@ -20,7 +20,7 @@ from ._arena import FIRST_BLOCKS, MOST_BLOCKS, Arena, Block, Declaration, extens
 from ._segment import Segment
 from ._sys import SYSTEM
 
-__all__ = ["allocate", "attach_inherited", "export"]
+__all__ = ["allocate", "attach_inherited", "export", "remember"]
 
 _own: Arena | None = None
 #: What each process that is being spawned is given already: multiprocessing passes a descriptor only once.
@@ -63,8 +63,13 @@ def _new_own(blocks: int, needed: int) -> Arena:
     while blocks < 2 * needed:
         blocks *= 2
     arena = Arena.create(blocks)
-    _attached[arena.identity] = arena
+    remember(arena)
     return arena
+
+
+def remember(arena: Arena) -> None:
+    """Have one Arena for a segment in this process, also if it comes back from another one."""
+    _attached[arena.identity] = arena
 
 
 def export(block: Block) -> tuple[Any, ...]:

@@ -139,7 +139,8 @@ class Arena:
         self.domain = domain
         self.words = Words(segment.memory)
         self.identity = self.words.load(at.HEADER_IDENTITY)
-        self.only_name: str | None = None  # of the one primitive in an arena of the machine
+        #: Of the one object in it: in an arena of the machine, and in that of a buffer with a name.
+        self.only_name: str | None = header_text(segment, at.HEADER_NAME) if domain is not None and layout.data else None
         self.kind_word = 0  # of that, if we made it
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
@@ -297,8 +298,8 @@ def extensions_for(cells: int) -> int:
     return max(0, -(-(cells - at.BLOCK_CELL_COUNT) // at.EXTENSION_CELL_COUNT))
 
 
-def write_header(segment: Segment, layout: at.Layout, domain: str | None) -> None:
-    """Make a segment full of zeros an arena."""
+def write_header(segment: Segment, layout: at.Layout, domain: str | None, name: str | None = None) -> None:
+    """Make a segment full of zeros an arena.  ``name``: of the one object in it."""
     words = Words(segment.memory)
     boot = SYSTEM.boot_id()
     for place, value in (
@@ -314,14 +315,16 @@ def write_header(segment: Segment, layout: at.Layout, domain: str | None) -> Non
         (at.HEADER_BLOCKS, layout.blocks),
         (at.HEADER_TEXT, layout.text),
         (at.HEADER_SEMAPHORES, layout.semaphores),
+        (at.HEADER_DATA, layout.data),
         (at.HEADER_MAGIC, at.MAGIC),
     ):
         words.store(place, value)
-    if domain is not None:
-        encoded = domain.encode()
-        words.store(at.HEADER_DOMAIN, len(encoded))
-        first = (at.HEADER_DOMAIN + 1) * at.WORD
-        segment.memory[first : first + len(encoded)] = encoded
+    for place, text in ((at.HEADER_DOMAIN, domain), (at.HEADER_NAME, name)):
+        if text is not None:
+            encoded = text.encode()
+            words.store(place, len(encoded))
+            first = (place + 1) * at.WORD
+            segment.memory[first : first + len(encoded)] = encoded
 
 
 # -- checking a segment ---------------------------------------------------------------------------------------------------
@@ -377,12 +380,23 @@ def check_segment(segment: Segment, user: int) -> tuple[at.Layout, str | None]:
     spots, processes, blocks, text = (
         load(place) for place in (at.HEADER_SPOTS, at.HEADER_PROCESSES, at.HEADER_BLOCKS, at.HEADER_TEXT)
     )
-    layout = at.Layout(spots, processes, blocks, text, semaphores=bool(load(at.HEADER_SEMAPHORES)))
-    if min(layout.spots, layout.processes, layout.blocks) < 1 or layout.text % at.WORD or layout.size != segment.size:
+    layout = at.Layout(spots, processes, blocks, text, semaphores=bool(load(at.HEADER_SEMAPHORES)), data=load(at.HEADER_DATA))
+    if (
+        min(layout.spots, layout.processes, layout.blocks) < 1
+        or layout.text % at.WORD
+        or layout.data % at.PAGE
+        or layout.size != segment.size
+        or layout.tables != len(segment.memory)
+    ):
         raise SegmentError(
             name, f"it is truncated or damaged: {segment.size} bytes, its header says {load(at.HEADER_SIZE)}", remove
         )
     if not layout.text and not load(at.HEADER_DOMAIN):
         return layout, None
-    length, first = load(at.HEADER_DOMAIN), (at.HEADER_DOMAIN + 1) * at.WORD
-    return layout, bytes(segment.memory[first : first + min(length, at.MAX_NAME)]).decode("utf-8", "replace")
+    return layout, header_text(segment, at.HEADER_DOMAIN)
+
+
+def header_text(segment: Segment, place: int) -> str:
+    """A text in the header."""
+    length, first = Words(segment.memory).load(place), (place + 1) * at.WORD
+    return bytes(segment.memory[first : first + min(length, at.MAX_NAME)]).decode("utf-8", "replace")

@@ -9,6 +9,8 @@ and the text of names::
     blocks      16 words each, see the constants BLOCK_*
     names       2 words for each block: hash of the name (0 = free), place and length of its text
     text        the bytes of the names
+    semaphores  a sem_t for each spot, in arenas that are not for primitives of one user only
+    data        whole pages, in the segment of a guarded buffer (``_memory``)
 
 The owner word (bits of W; one per Lock or RLock, one per permit of an owned Semaphore)::
 
@@ -86,7 +88,9 @@ HEADER_TEXT_USED: Final = 14  # bytes
 HEADER_NAMES_USED: Final = 15
 HEADER_JANITOR: Final = 16  # identity of the janitor of an arena without a name, or of who is STARTING it
 HEADER_BLOCKS_USED: Final = 17  # no block at this index or above was ever used (only in an arena without names)
+HEADER_DATA: Final = 18  # bytes
 HEADER_DOMAIN: Final = 32  # length in bytes, then the text
+HEADER_NAME: Final = 64  # of the one object in this segment: length in bytes, then the text
 HEADER_WORDS: Final = 512
 
 # Arrays of the spots, in their order.
@@ -118,8 +122,11 @@ EXTENSION_CELLS: Final = 2
 EXTENSION_CELL_COUNT: Final = BLOCK_WORDS - EXTENSION_CELLS
 EXTENSION_NEXT: Final = 0
 
-FREE_BLOCK, LOCK, RLOCK, SEMAPHORE, BOUNDED_SEMAPHORE, CONDITION, EVENT, BARRIER, EXTENSION = range(9)
-KIND_NAMES: Final = ("", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier", "")
+FREE_BLOCK, LOCK, RLOCK, SEMAPHORE, BOUNDED_SEMAPHORE, CONDITION, EVENT, BARRIER = range(8)
+GUARDED, CHANNEL, QUEUE, EXTENSION = range(8, 12)
+KIND_NAMES: Final = (
+    "", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier", "Block", "Channel", "Queue", "",
+)  # fmt: skip
 KIND: Final = 0xFF
 POLICY_SHIFT: Final = 8
 POLICY: Final = 0xFF << POLICY_SHIFT
@@ -138,6 +145,7 @@ HASH_FREE: Final = 0
 HASH_EXTENSION: Final = 2  # the block of that index extends another block; no hash of a name is below 4
 
 MAX_NAME: Final = 200  # bytes of UTF-8
+PAGE: Final = 4096  # bytes: tables and data meet at a multiple of it
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ class Layout:
     blocks: int
     text: int  # bytes, a multiple of 8
     semaphores: bool = False  # those of the spots lie in the segment
+    data: int = 0  # bytes, whole pages
 
     @property
     def spot_table(self) -> int:
@@ -171,9 +180,15 @@ class Layout:
         return self.name_table + (NAME_WORDS * self.blocks if self.text else 0)
 
     @property
+    def tables(self) -> int:
+        """Bytes of all that is not data."""
+        end = self.semaphore(self.spots if self.semaphores else 0) * WORD
+        return -(-end // PAGE) * PAGE if self.data else end
+
+    @property
     def size(self) -> int:
         """Bytes of the whole segment."""
-        return self.semaphore(self.spots if self.semaphores else 0) * WORD
+        return self.tables + self.data
 
     def semaphore(self, index: int) -> int:
         """Place of the semaphore of a spot, in an arena that has them."""
@@ -184,3 +199,12 @@ class Layout:
 
     def block(self, index: int) -> int:
         return self.block_table + BLOCK_WORDS * index
+
+
+def bytes_of_tables(header: bytes, size: int) -> int:
+    """How many bytes of a segment to map for its tables, from the beginning of it: all of it, if it has no data."""
+    words = memoryview(header[: len(header) // WORD * WORD]).cast("Q")
+    if len(words) <= HEADER_DATA or words[HEADER_MAGIC] != MAGIC:
+        return size
+    data = words[HEADER_DATA]
+    return size - data if data % PAGE == 0 and data + HEADER_WORDS * WORD <= size else size

@@ -61,12 +61,13 @@ class LeasedPath(NamedTuple):
     leave: Callable[[Callable[[], object]], None]
 
 
-def make_refusing_path(words: OwnedWords) -> LeasedPath:
-    """That of a lock whose contract does not allow to acquire it."""
+def make_refusing_path(words: OwnedWords, needs: str) -> LeasedPath:
+    """That of a lock whose contract does not allow what is needed to acquire it."""
 
     def refuse(*arguments: object, **options: object) -> Any:
         terms, contract = words.grant.terms, words.grant.contract
-        reason = f"its contract does not allow to acquire it, only {', '.join(terms.operations)}"
+        what = "acquire it" if needs == "acquire" else needs
+        reason = f"its contract does not allow to {what}, only {', '.join(terms.operations)}"
         raise ContractDenied(describe(words.block), reason, "no rule" if contract is None else contract.rule)
 
     return LeasedPath(acquire=refuse, release=refuse, enter=refuse, exit=refuse, take=refuse, leave=refuse)

@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -33,7 +34,17 @@ from ._segment import BYTE_CREATING, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM, crash_points
 from .errors import SegmentError
 
-__all__ = ["DEFAULT_DOMAIN", "attach_named", "check_name", "checked", "domain_of", "name_at", "open_named", "segment_name"]
+__all__ = [
+    "DEFAULT_DOMAIN",
+    "attach_file",
+    "attach_named",
+    "check_name",
+    "checked",
+    "domain_of",
+    "name_at",
+    "open_named",
+    "segment_name",
+]
 
 DEFAULT_DOMAIN: Final = "default"
 CREATION_TIMEOUT: Final = 10.0  # seconds
@@ -196,7 +207,7 @@ def _chain(domain: str) -> list[Arena]:
     arenas = _domains.setdefault(domain, [])
     while True:
         position = len(arenas)
-        arena = _attach(segment_name(domain, position))
+        arena = attach_file(segment_name(domain, position))
         if arena is None:
             if arenas:
                 return arenas
@@ -205,7 +216,8 @@ def _chain(domain: str) -> list[Arena]:
             arenas.append(arena)
 
 
-def _attach(name: str) -> Arena | None:
+def attach_file(name: str) -> Arena | None:
+    """The arena in the file of that name; None if there is none.  SegmentError if it can't be used."""
     try:
         segment = Segment.attach(name)
     except PermissionError:
@@ -233,7 +245,7 @@ def _publish(domain: str, position: int) -> Arena:
             if crash_points:
                 crash_points[0]("C6 segment: published")
             return arena
-        other = _attach(name)
+        other = attach_file(name)
         if other is not None:
             return other
 
@@ -283,9 +295,8 @@ def checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
     if not at.FREE_BLOCK < kind < at.EXTENSION:
         raise arena.damaged(f"{name!r} is of no known kind ({kind})")
     there = Declaration(kind, 0, parameter, 0, bool(word & at.OWNED), (word & at.POLICY) >> at.POLICY_SHIFT)
-    asked = Declaration(
-        wanted.kind, 0, wanted.parameter, 0, wanted.owned, there.policy if wanted.policy is None else wanted.policy
-    )
+    size = wanted.parameter or (parameter if kind == wanted.kind >= at.GUARDED else 0)  # of a buffer: 0 = as it is
+    asked = Declaration(wanted.kind, 0, size, 0, wanted.owned, there.policy if wanted.policy is None else wanted.policy)
     if wanted.lease and not word & at.LEASED:
         raise SegmentError(
             arena.segment.name,
@@ -308,6 +319,8 @@ def describe(declaration: Declaration) -> str:
         words.append(f"of {declaration.parameter}{', owned' if declaration.owned else ''}")
     elif declaration.kind == at.BARRIER:
         words.append(f"of {declaration.parameter} parties")
+    elif declaration.kind >= at.GUARDED and declaration.parameter:
+        words.append(f"of {declaration.parameter} bytes")
     policy = declaration.policy or 0
     if policy:
         words.append(f"with on_abandoned={at.POLICIES[policy]!r}" if policy < len(at.POLICIES) else "with an unknown policy")
@@ -317,4 +330,4 @@ def describe(declaration: Declaration) -> str:
 def domain_of(file_name: str) -> str | None:
     """The domain in the file name of a segment of this user, as far as it can be read; None if it is none of ours."""
     prefix = f"{PREFIX}-{SYSTEM.geteuid()}-"
-    return unquote(file_name[len(prefix) :].split("+")[0]) if file_name.startswith(prefix) else None
+    return unquote(re.split("[+=]", file_name[len(prefix) :])[0]) if file_name.startswith(prefix) else None

@@ -18,6 +18,7 @@ import stat
 from multiprocessing.shared_memory import SharedMemory
 from typing import Final
 
+from ._layout import HEADER_WORDS, WORD, bytes_of_tables
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import SegmentError
 
@@ -33,23 +34,30 @@ BYTE_CREATING: Final = 1  # exclusive: this process changes the table of names
 class Segment(SharedMemory):
     """One mapping of a shared memory file.  ``buf`` is its memoryview, ``fd`` its descriptor, ``name`` may be ''.
 
-    The segment takes the descriptor over.  A read-only mapping raises TypeError on a store.
+    The segment takes the descriptor over.  A read-only mapping raises TypeError on a store.  Of a segment with data only
+    the tables are mapped, which come first; ``size`` is that of the whole.
     """
 
-    def __init__(self, fd: int, name: str = "", *, read_only: bool = False) -> None:
+    def __init__(self, fd: int, name: str = "", *, read_only: bool = False, tables: int | None = None) -> None:
         # SharedMemory's own __init__ opens by name and registers with the tracker; these are the fields it sets.
         self._size = os.fstat(fd).st_size
-        self._mmap = mmap.mmap(fd, self._size, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
+        if tables is None:
+            tables = bytes_of_tables(os.pread(fd, HEADER_WORDS * WORD, 0), self._size)
+        self._mmap = mmap.mmap(fd, tables, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
         self._buf = memoryview(self._mmap)
         self._name = name
         self._fd = fd  # last: from here on the object closes it
 
     @classmethod
-    def create(cls, size: int) -> Segment:
-        """A new segment without a name, its pages reserved and zero.  OSError (ENOSPC) if they can't be had."""
-        fd = SYSTEM.create_nameless(size)
+    def create(cls, size: int, *, tables: int | None = None, reserve: int | None = None) -> Segment:
+        """A new segment without a name, its pages zero.  OSError (ENOSPC) if they can't be had.
+
+        tables   bytes at its beginning to map; None: all of it
+        reserve  bytes at its beginning whose memory is taken now; None: all of it
+        """
+        fd = SYSTEM.create_nameless(size, size if reserve is None else reserve)
         SYSTEM.lock_byte(fd, BYTE_IN_USE, shared=True)
-        return cls._over(fd, "")
+        return cls._over(fd, "", tables=size if tables is None else tables)
 
     @classmethod
     def attach(cls, name: str, *, read_only: bool = False) -> Segment | None:
@@ -78,9 +86,9 @@ class Segment(SharedMemory):
             SYSTEM.nap(0.001)
 
     @classmethod
-    def _over(cls, fd: int, name: str, *, read_only: bool = False) -> Segment:
+    def _over(cls, fd: int, name: str, *, read_only: bool = False, tables: int | None = None) -> Segment:
         try:
-            return cls(fd, name, read_only=read_only)
+            return cls(fd, name, read_only=read_only, tables=tables)
         except BaseException:
             os.close(fd)
             raise

@@ -175,19 +175,24 @@ class System:
     def geteuid(self) -> int:
         return os.geteuid()
 
-    def create_nameless(self, size: int) -> int:
-        """A descriptor of a new shared memory file without a name, its pages reserved.
+    def create_nameless(self, size: int, reserve: int) -> int:
+        """A descriptor of a new shared memory file without a name, the memory of its first bytes reserved.
 
         ENOSPC comes here, as OSError, and not as SIGBUS at the first touch of a page.  The kernel frees the memory
         when the last process that has it open or mapped is gone, however that process ended.
         """
         descriptor = os.open(SHM_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            os.ftruncate(descriptor, size)
+            self.reserve(descriptor, 0, reserve)
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
+
+    def reserve(self, descriptor: int, first: int, length: int) -> None:
+        """Take the memory for some bytes of a shared memory file.  OSError (ENOSPC) if it can't be had."""
+        os.posix_fallocate(descriptor, first, length)
 
     def create_sealable(self, label: str, size: int) -> int:
         """A descriptor of a new shared memory file that has no path and can be sealed, its pages reserved.  OSError."""

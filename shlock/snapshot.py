@@ -114,7 +114,7 @@ def clean(domain: str | None = None) -> list[str]:
     """
     removed: list[str] = []
     for first in (name for name in _segment_files() if "+" not in name):
-        if domain is not None and first != _names.segment_name(domain):
+        if domain is not None and first.split("=")[0] != _names.segment_name(domain):
             continue
         descriptor = _open(f"{SHM_FOLDER}/{first}")
         if descriptor is None:

@@ -40,7 +40,10 @@ from ._parking import parking_of
 from .contract import Contract, Lease, OnTerminate, Terms, check_request
 from .errors import Abandoned
 
-__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter"]
+__all__ = [
+    "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter",
+    "policy_number", "terms_for", "waiters_of",
+]  # fmt: skip
 
 SEM_VALUE_MAX: Final = 2**31 - 1
 
@@ -194,7 +197,8 @@ def _shared(block: Block, make: Callable[[], _T]) -> _T:
     return there
 
 
-def _policy(on_abandoned: Policy | None) -> int | None:
+def policy_number(on_abandoned: Policy | None) -> int | None:
+    """The policy of a declaration.  ValueError if there is no such policy."""
     if on_abandoned is None:
         return None
     if on_abandoned not in at.POLICIES:
@@ -202,20 +206,24 @@ def _policy(on_abandoned: Policy | None) -> int | None:
     return at.POLICIES.index(on_abandoned)
 
 
-def _terms(
+def terms_for(
     lease: float | None,
     grace: float | None,
     rank: int,
     operations: Collection[str],
     on_terminate: OnTerminate,
     record_site: bool,
+    usual: tuple[str, ...] = ("acquire",),
 ) -> Terms | None:
-    """What to ask the supervisor for, checked as far as no policy is needed; None without a lease."""
+    """What to ask the supervisor for, checked as far as no policy is needed; None without a lease.
+
+    usual  the operations that may be named without a lease
+    """
     if lease is None:
         for name, is_given in (
             ("grace", grace is not None),
             ("rank", rank != 0),
-            ("operations", tuple(operations) != ("acquire",)),
+            ("operations", tuple(operations) != usual),
             ("on_terminate", on_terminate != "flag"),
             ("record_site", record_site),
         ):
@@ -316,6 +324,7 @@ class Lock(_Owned):
     _kind = at.LOCK
     _terms: Terms | None = None
     _leased: LeasedPath | None = None
+    _needs = "acquire"  # what its contract must allow
 
     def __init__(
         self,
@@ -331,18 +340,26 @@ class Lock(_Owned):
         record_site: bool = False,
         ctx: Any = None,
     ) -> None:
-        self._terms = _terms(lease, grace, rank, operations, on_terminate, record_site)
+        self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site)
         terms = self._terms or Terms(0)
-        declaration = Declaration(self._kind, policy=_policy(on_abandoned), lease=terms.lease, grace=terms.grace)
+        declaration = Declaration(self._kind, policy=policy_number(on_abandoned), lease=terms.lease, grace=terms.grace)
         self._open(declaration, name, domain)
+
+    @classmethod
+    def _over(cls, block: Block, terms: Terms | None = None, needs: str = "acquire") -> Lock:
+        """The lock of a control block of something larger, whose contract must allow what ``needs`` says."""
+        lock = cls.__new__(cls)
+        lock._terms, lock._needs = terms, needs
+        lock._bind(block)
+        return lock
 
     def _bind(self, block: Block) -> None:
         super()._bind(block)
         words = self._words = self._owned_words(block, [block.word])
         if block.leased:
             self._obtain_contract()
-            if "acquire" not in words.grant.terms.operations:
-                self._leased = path = make_refusing_path(words)
+            if self._needs not in words.grant.terms.operations:
+                self._leased = path = make_refusing_path(words, self._needs)
                 self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
                 self.__enter__, self.__exit__ = path.enter, path.exit
                 return
@@ -515,7 +532,7 @@ class Semaphore(_Owned):
         if owned:
             if value < 1:
                 raise ValueError("an owned semaphore needs at least one permit")
-            declaration = Declaration(self._kind, 0, value, value, True, _policy(on_abandoned))
+            declaration = Declaration(self._kind, 0, value, value, True, policy_number(on_abandoned))
         else:
             declaration = Declaration(self._kind, value << at.COUNT_SHIFT, value)
         self._open(declaration, name, domain)
@@ -631,7 +648,7 @@ class Condition(_Primitive):
         self._open(Declaration(self._kind), name, domain)
         if lock is None:
             lock = RLock.__new__(RLock)
-            declaration = Declaration(at.RLOCK, policy=_policy(on_abandoned))
+            declaration = Declaration(at.RLOCK, policy=policy_number(on_abandoned))
             if name is None:
                 lock._bind(_anonymous.allocate(declaration))
             else:

@@ -1,0 +1,128 @@
+"""The segment of one guarded buffer: a few control blocks in front, whole pages of data behind them, with a name or without.
+
+Locks and their kin share segments by the thousand.  A Block, a Channel or a Queue has a segment of its own: its memory goes
+when nobody uses it any more, its data can be mapped read-only where a contract says so, and a damaged one hurts no other.
+
+The tables are mapped as those of every arena are (``_arena``).  Data is mapped apart, page by page as it is needed: a
+segment may be large and sparse, and memory is *reserved* before it is touched, so that a full /dev/shm is an OSError and
+never a SIGBUS.
+
+    N1  a name is visible only when its segment is complete: it gets its name last, in one step
+    N2  who finds the name taken meanwhile uses what is there; its own, nameless still, goes by itself
+
+    killed after                     the name     outcome
+    C20 segment made, not published  -            the kernel frees it: it has no name yet
+    C21 segment published            is there     the object is there, in its first state
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import mmap
+import weakref
+from collections.abc import Sequence
+from typing import Final
+
+from . import _anonymous, _names
+from . import _layout as at
+from ._arena import PROCESSES, Arena, Block, Declaration, write_header
+from ._segment import Segment
+from ._sys import SYSTEM, crash_points
+from .errors import SegmentError
+
+__all__ = ["BUFFER_SPOTS", "Memory", "Shape", "file_name", "pages"]
+
+BUFFER_SPOTS: Final = 512  # threads that can be blocked on one buffer at the same time
+
+
+def pages(size: int) -> int:
+    """That many bytes, rounded up to whole pages."""
+    return -(-size // at.PAGE) * at.PAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a new segment holds.
+
+    controls  what its control blocks are at first; the first one says what the object is, and its parameter how large
+    data      bytes of data, whole pages
+    reserve   how many of them get their memory now
+    """
+
+    controls: tuple[Declaration, ...]
+    data: int
+    reserve: int
+
+
+#: Buffers with a name that this process has: one arena for a name.
+_named: weakref.WeakValueDictionary[tuple[str, str], Arena] = weakref.WeakValueDictionary()
+
+
+class Memory:
+    """One segment of control blocks and data, as this process uses it."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.size = arena.layout.data
+        self._first = arena.layout.tables
+
+    @classmethod
+    def create(cls, shape: Shape, domain: str | None = None, name: str | None = None) -> Memory:
+        """A new one, nameless in the file system.  OSError if the memory cannot be had."""
+        layout = at.Layout(BUFFER_SPOTS, PROCESSES, len(shape.controls), 0, semaphores=True, data=shape.data)
+        segment = Segment.create(layout.size, tables=layout.tables, reserve=layout.tables + shape.reserve)
+        write_header(segment, layout, domain, name)
+        arena = Arena(segment, layout, domain)
+        for index, declaration in enumerate(shape.controls):
+            arena.declare(index, declaration, ())
+        arena.words.store(at.HEADER_BLOCKS_USED, len(shape.controls))
+        if name is None:
+            _anonymous.remember(arena)
+        return cls(arena)
+
+    @classmethod
+    def open(cls, domain: str, name: str, wanted: Declaration, shape: Shape | None) -> Memory:
+        """The buffer of that name, created if there is none and a shape is given.
+
+        SegmentError if it is something else, or if it is not there and there is no shape.
+        """
+        arena = _named.get((domain, name))
+        file = file_name(domain, name)
+        while arena is None:
+            arena = _names.attach_file(file)
+            if arena is None and shape is None:
+                raise SegmentError(file, f"there is no {name!r} in domain {domain!r}", "Give a size, and it is created.")
+            if arena is None and shape is not None:
+                made = cls.create(shape, domain, name).arena
+                if crash_points:
+                    crash_points[0]("C20 segment made, not published")
+                if made.segment.publish(file):
+                    arena = made
+                    if crash_points:
+                        crash_points[0]("C21 segment published")
+        arena = _named.setdefault((domain, name), arena)
+        _names.checked(arena, 0, name, wanted)
+        return cls(arena)
+
+    def control(self, index: int) -> Block:
+        return self.arena.block(index, self.arena.only_name)
+
+    def controls(self) -> Sequence[Block]:
+        return [self.control(index) for index in range(self.arena.layout.blocks)]
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def map(self, first: int, length: int, *, writable: bool = True) -> mmap.mmap:
+        """A mapping of some bytes of the data, from a page on.  Its memory must have been reserved before it is touched."""
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        return mmap.mmap(self.arena.segment.fd, length, access=access, offset=self._first + first)
+
+    def reserve(self, first: int, length: int) -> None:
+        """Take the memory for some bytes of the data.  OSError (ENOSPC) if it can't be had; nothing has changed then."""
+        SYSTEM.reserve(self.arena.segment.fd, self._first + first, length)
+
+
+def file_name(domain: str, name: str) -> str:
+    """File name of the segment of one name."""
+    return f"{_names.segment_name(domain)}={hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
