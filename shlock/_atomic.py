@@ -27,7 +27,9 @@ from atomics._impl.patomic import Patomic
 from . import _process
 from ._layout import WORD
 
-__all__ = ["Operand", "Pointer", "Words", "borrow_operand", "give_back", "pointer", "raw_compare_exchange"]
+__all__ = [
+    "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "pointer", "raw_compare_exchange",
+]  # fmt: skip
 
 #: What ctypes passes fastest: an argument that is wrapped once and used again for every call.
 Pointer = Any
@@ -126,6 +128,13 @@ def borrow_operand() -> Operand:
 
 give_back: Callable[[Operand], None] = _spare.append
 _process.refresh_in_child.append(_spare.clear)
+
+
+def fence() -> None:
+    """Order everything before it before everything after it: an exchange, on a word that nobody looks at."""
+    operand = borrow_operand()
+    _raw_exchange(operand._expected_pointer, operand._desired_pointer, operand._desired_pointer)
+    give_back(operand)
 
 
 class Words:

@@ -113,6 +113,9 @@ BLOCK_MORE: Final = 6  # index of the first extension block; 0 = none
 BLOCK_SENTENCE: Final = 7  # identity of the owner whom the supervisor kills, and why (a reason in the place of the flags)
 BLOCK_CELLS: Final = 8  # 8 cells here, then EXTENSION_CELLS in every extension
 BLOCK_WORDS: Final = 16
+# A ring has no cells either.
+BLOCK_PLACE: Final = 11  # TAIL or HEAD
+BLOCK_INTENT: Final = 12  # two words
 BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 # A leased Lock or RLock has no cells; these words are there instead.
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own

@@ -122,6 +122,10 @@ class Memory:
         """Take the memory for some bytes of the data.  OSError (ENOSPC) if it can't be had; nothing has changed then."""
         SYSTEM.reserve(self.arena.segment.fd, self._first + first, length)
 
+    def give_back(self, first: int, length: int) -> None:
+        """Let go of the memory of some pages of the data; they are zero if they are reserved again."""
+        SYSTEM.give_back(self.arena.segment.fd, self._first + first, length)
+
 
 def file_name(domain: str, name: str) -> str:
     """File name of the segment of one name."""

@@ -72,7 +72,7 @@ from ._process import Forked, identity_pointer
 from ._sys import SYSTEM, crash_points
 from .errors import Abandoned, AbandonedError, AbandonedWarning
 
-__all__ = ["OwnedWords", "make_fast_path"]
+__all__ = ["OwnedWords", "make_fast_path", "usable_cores"]
 
 WARN, IGNORE, POISON = range(len(at.POLICIES))
 
@@ -213,7 +213,7 @@ class OwnedWords:
 
     def worthwhile_looks(self) -> int:
         """How often to look before sleeping: not at all where the owner cannot go on while we look."""
-        if len(self.places) > 1 or _usable_cores() < 2:
+        if len(self.places) > 1 or usable_cores() < 2:
             return 1
         owner = self.view[self.places[0][0]] & at.OWNER
         return 1 if owner == _process.current.word else self.looks
@@ -634,7 +634,7 @@ def make_fast_path(
 _cores = (0.0, 1)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """How many processors this process may use; asked anew every second."""
     global _cores
     now = time.monotonic()

@@ -27,6 +27,7 @@ crash_points: list[Callable[[str], None]] = []
 
 SHM_FOLDER: Final = "/dev/shm"
 SUPERVISOR_NICE: Final = -10
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of fallocate
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -193,6 +194,10 @@ class System:
     def reserve(self, descriptor: int, first: int, length: int) -> None:
         """Take the memory for some bytes of a shared memory file.  OSError (ENOSPC) if it can't be had."""
         os.posix_fallocate(descriptor, first, length)
+
+    def give_back(self, descriptor: int, first: int, length: int) -> None:
+        """Let go of the memory of some bytes of a shared memory file, as far as the kernel can."""
+        _libc().fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(first), ctypes.c_long(length))
 
     def create_sealable(self, label: str, size: int) -> int:
         """A descriptor of a new shared memory file that has no path and can be sealed, its pages reserved.  OSError."""

@@ -42,7 +42,7 @@ from .errors import Abandoned
 
 __all__ = [
     "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter",
-    "policy_number", "terms_for", "waiters_of",
+    "owned_words", "policy_number", "terms_for", "waiters_of",
 ]  # fmt: skip
 
 SEM_VALUE_MAX: Final = 2**31 - 1
@@ -236,14 +236,15 @@ def terms_for(
     return Terms(round(lease * 1e9), round((grace or 0.0) * 1e9), rank, tuple(sorted(operations)), on_terminate, record_site)
 
 
+def owned_words(block: Block, places: list[int]) -> OwnedWords:
+    """The OwnedWords of this process for the block: one, however many objects there are."""
+    return _shared(block, lambda: OwnedWords(block, places))
+
+
 class _Owned(_Primitive):
     """What Lock, RLock and an owned Semaphore have in common."""
 
     _words: OwnedWords
-
-    def _owned_words(self, block: Block, places: list[int]) -> OwnedWords:
-        """The OwnedWords of this process for the block: one, however many objects there are."""
-        return _shared(block, lambda: OwnedWords(block, places))
 
     @property
     def abandoned(self) -> Abandoned | None:
@@ -319,7 +320,7 @@ class Lock(_Owned):
     """
 
     __slots__ = ("__enter__", "__exit__")
-    __enter__: Callable[[], Any]
+    __enter__: Callable[..., Any]
     __exit__: Callable[..., None]
     _kind = at.LOCK
     _terms: Terms | None = None
@@ -355,7 +356,7 @@ class Lock(_Owned):
 
     def _bind(self, block: Block) -> None:
         super()._bind(block)
-        words = self._words = self._owned_words(block, [block.word])
+        words = self._words = owned_words(block, [block.word])
         if block.leased:
             self._obtain_contract()
             if self._needs not in words.grant.terms.operations:
@@ -541,7 +542,7 @@ class Semaphore(_Owned):
         super()._bind(block)
         self._limit = block.parameter if block.owned or self._kind == at.BOUNDED_SEMAPHORE else SEM_VALUE_MAX
         if block.owned:
-            self._words = words = self._owned_words(block, list(block.cells))
+            self._words = words = owned_words(block, list(block.cells))
             self._count = None
             self.__dict__["acquire"] = words.acquire_any
             self.__dict__["release"] = words.release_own
