@@ -19,6 +19,7 @@ Two rules that look like details and are not:
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -61,6 +62,32 @@ def pointer(address: int) -> Pointer:
 
 
 raw_compare_exchange, _raw_exchange = _load_functions()
+
+
+def _make_fence() -> Callable[[], None]:
+    """Nothing on x86-64, which keeps stores in their order and loads in theirs: where a store must come before a later load,
+    there is an exchange between the two anyway.
+
+    Elsewhere two exchanges of private memory.  Of one alone, where it is a load-acquire and a store-release, what comes after
+    may slip in between the two and pass what came before; but no load-acquire passes the store-release before it.
+    """
+    if os.uname().machine == "x86_64":
+        return lambda: None
+    cells = (ctypes.c_uint64 * 3)()
+    mine, zero, seen = (pointer(ctypes.addressof(cells) + i * WORD) for i in range(3))
+
+    def fence() -> None:
+        # Threads may do this at the same time: nobody looks at what is exchanged.
+        _raw_exchange(mine, zero, seen)
+        _raw_exchange(mine, zero, seen)
+
+    fence.cells = cells  # type: ignore[attr-defined]  # the pointers do not keep them
+    return fence
+
+
+#: Orders what this thread loads and stores before and after it, for other processors too; on x86-64 all but a store before
+#: a later load.
+fence: Final = _make_fence()
 
 
 class Operand:

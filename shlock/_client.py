@@ -202,8 +202,7 @@ class Connection:
                 if connection is None:
                     connection = self._connect(deadline)
                 if block is not None and block.arena.identity not in self._arenas:
-                    self._exchange(connection, {"op": "arena", "identity": block.arena.identity}, (block.arena.segment.fd,))
-                    self._arenas.add(block.arena.identity)
+                    self._show(connection, block.arena)
                 return self._exchange(connection, message, received=received)
             except SupervisorError:
                 raise
@@ -213,6 +212,19 @@ class Connection:
                     self._disconnect(connection)
                 if SYSTEM.monotonic() > deadline:
                     raise
+
+    def _show(self, connection: socket.socket, arena: Arena) -> None:
+        """Give the supervisor a descriptor of the segment: one through which it may write, also where we do not."""
+        fd = arena.segment.fd
+        is_writable = arena.words.is_writable
+        if not is_writable:
+            fd = SYSTEM.open_segment_again(fd)
+        try:
+            self._exchange(connection, {"op": "arena", "identity": arena.identity}, (fd,))
+        finally:
+            if not is_writable:
+                SYSTEM.close(fd)
+        self._arenas.add(arena.identity)
 
     def _exchange(
         self,

@@ -82,15 +82,22 @@ class Memory:
         return cls(arena)
 
     @classmethod
-    def open(cls, domain: str, name: str, wanted: Declaration, shape: Shape | None) -> Memory:
+    def open(cls, domain: str, name: str, wanted: Declaration, shape: Shape | None, *, read_only: bool = False) -> Memory:
         """The buffer of that name, created if there is none and a shape is given.
 
-        SegmentError if it is something else, or if it is not there and there is no shape.
+        ``read_only``: neither its tables nor its data can be written through the mappings that this process gets.
+        SegmentError if it is something else, or if it is not there and there is no shape.  ValueError if this process has
+        it already with other rights.
         """
         arena = _named.get((domain, name))
+        if arena is not None and arena.words.is_writable == read_only:
+            raise ValueError(
+                f"this process has {name!r} open {'for reading only' if not read_only else 'for writing, too'}. One process "
+                "has one contract for it: ask for the same operations, or drop the other object first."
+            )
         file = file_name(domain, name)
         while arena is None:
-            arena = _names.attach_file(file)
+            arena = _names.attach_file(file, read_only=read_only)
             if arena is None and shape is None:
                 raise SegmentError(file, f"there is no {name!r} in domain {domain!r}", "Give a size, and it is created.")
             if arena is None and shape is not None:
@@ -98,7 +105,7 @@ class Memory:
                 if crash_points:
                     crash_points[0]("C20 segment made, not published")
                 if made.segment.publish(file):
-                    arena = made
+                    arena = None if read_only else made
                     if crash_points:
                         crash_points[0]("C21 segment published")
         arena = _named.setdefault((domain, name), arena)

@@ -216,10 +216,10 @@ def _chain(domain: str) -> list[Arena]:
             arenas.append(arena)
 
 
-def attach_file(name: str) -> Arena | None:
+def attach_file(name: str, *, read_only: bool = False) -> Arena | None:
     """The arena in the file of that name; None if there is none.  SegmentError if it can't be used."""
     try:
-        segment = Segment.attach(name)
+        segment = Segment.attach(name, read_only=read_only)
     except PermissionError:
         owner = os.stat(f"{SHM_FOLDER}/{name}", follow_symlinks=False).st_uid
         raise SegmentError(
