@@ -29,7 +29,7 @@ from . import _process
 from ._layout import WORD
 
 __all__ = [
-    "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "pointer", "raw_compare_exchange",
+    "IS_WEAK", "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "pointer", "raw_compare_exchange",
 ]  # fmt: skip
 
 #: What ctypes passes fastest: an argument that is wrapped once and used again for every call.
@@ -63,31 +63,9 @@ def pointer(address: int) -> Pointer:
 
 raw_compare_exchange, _raw_exchange = _load_functions()
 
-
-def _make_fence() -> Callable[[], None]:
-    """Nothing on x86-64, which keeps stores in their order and loads in theirs: where a store must come before a later load,
-    there is an exchange between the two anyway.
-
-    Elsewhere two exchanges of private memory.  Of one alone, where it is a load-acquire and a store-release, what comes after
-    may slip in between the two and pass what came before; but no load-acquire passes the store-release before it.
-    """
-    if os.uname().machine == "x86_64":
-        return lambda: None
-    cells = (ctypes.c_uint64 * 3)()
-    mine, zero, seen = (pointer(ctypes.addressof(cells) + i * WORD) for i in range(3))
-
-    def fence() -> None:
-        # Threads may do this at the same time: nobody looks at what is exchanged.
-        _raw_exchange(mine, zero, seen)
-        _raw_exchange(mine, zero, seen)
-
-    fence.cells = cells  # type: ignore[attr-defined]  # the pointers do not keep them
-    return fence
-
-
-#: Orders what this thread loads and stores before and after it, for other processors too; on x86-64 all but a store before
-#: a later load.
-fence: Final = _make_fence()
+#: Whether this processor may let a store pass an earlier store, or a load an earlier load.  x86-64 keeps both in order: there
+#: only a store and a later load need a fence in between.
+IS_WEAK: Final = os.uname().machine != "x86_64"
 
 
 class Operand:
@@ -158,9 +136,15 @@ _process.refresh_in_child.append(_spare.clear)
 
 
 def fence() -> None:
-    """Order everything before it before everything after it: an exchange, on a word that nobody looks at."""
+    """Order everything before it before everything after it: an exchange, on a word that nobody looks at.
+
+    Two of them, where the exchange may be a load-acquire and a store-release: what comes after may slip in between those two,
+    and so pass what came before; but no load-acquire passes an earlier store-release.
+    """
     operand = borrow_operand()
     _raw_exchange(operand._expected_pointer, operand._desired_pointer, operand._desired_pointer)
+    if IS_WEAK:
+        _raw_exchange(operand._expected_pointer, operand._desired_pointer, operand._desired_pointer)
     give_back(operand)
 
 
