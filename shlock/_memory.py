@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import mmap
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from . import _anonymous, _names
@@ -48,11 +48,13 @@ class Shape:
     controls  what its control blocks are at first; the first one says what the object is, and its parameter how large
     data      bytes of data, whole pages
     reserve   how many of them get their memory now
+    prepare   writes the first state of the data, before anybody else can see it
     """
 
     controls: tuple[Declaration, ...]
     data: int
     reserve: int
+    prepare: Callable[[Memory], None] | None = None
 
 
 #: Buffers with a name that this process has: one arena for a name.
@@ -79,7 +81,10 @@ class Memory:
         arena.words.store(at.HEADER_BLOCKS_USED, len(shape.controls))
         if name is None:
             _anonymous.remember(arena)
-        return cls(arena)
+        memory = cls(arena)
+        if shape.prepare is not None:
+            shape.prepare(memory)
+        return memory
 
     @classmethod
     def open(cls, domain: str, name: str, wanted: Declaration, shape: Shape | None, *, read_only: bool = False) -> Memory:

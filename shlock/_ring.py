@@ -37,6 +37,7 @@ release of the lock.  A wake-up that dies with the process which owed it is made
 
 from __future__ import annotations
 
+import errno
 import mmap
 import platform
 from collections.abc import Callable, Iterable
@@ -51,12 +52,13 @@ from ._lending import Lender
 from ._memory import Memory, pages
 from ._owned import IGNORE, usable_cores
 from ._parking import Spot, parking_of
+from ._pickling import Part
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
 from .errors import SegmentError
 from .synchronize import Lock, owned_words
 
-__all__ = ["CONTROLS", "LONGEST", "Consumer", "Geometry", "Producer", "declarations", "prepare"]
+__all__ = ["CONTROLS", "LONGEST", "Consumer", "Geometry", "Producer", "Within", "declarations", "prepare"]
 
 PRODUCERS, CONSUMERS, READABLE, WRITABLE = range(4)  # control blocks of a ring, from its first one on
 CONTROLS: Final = 4
@@ -66,6 +68,11 @@ LENGTH: Final = (1 << LENGTH_BITS) - 1
 TAG_SHIFT: Final = LENGTH_BITS
 TAG: Final = 0xFF
 LINK: Final = 1 << 63
+#: A header word from here on is of a message that is taken as a bytearray, which can be written to.
+TO_BE_WRITTEN: Final = 3 << TAG_SHIFT
+#: In READABLE: nobody will take messages any more; in WRITABLE: nobody will put any.
+SHUT: Final = 1 << 1
+ATTENTION: Final = at.PARKED | SHUT
 
 COUNT_SHIFT: Final = 32
 PLACE: Final = (1 << COUNT_SHIFT) - 1
@@ -170,6 +177,7 @@ class _End:
         self.looks = MOST_LOOKS // 4
         self._writable_data = writable
         self._mapped = 0  # bytes of chunks
+        self.lock: Lock
         self.lender: Lender
         self.map_up_to(min(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS), geometry.chunk * geometry.chunks))
 
@@ -259,6 +267,27 @@ class _End:
             self.parking.unpark_many(block.index, most)
 
 
+class Within:
+    """The lock of one end, for who waits for it until a deadline at most: TimeoutError."""
+
+    __slots__ = ("__exit__", "_deadline", "_end")
+
+    def __init__(self, end: _End, deadline: float) -> None:
+        self._end = end
+        self._deadline = deadline
+        self.__exit__: Callable[..., None] = end.lock.__exit__
+
+    def __enter__(self) -> None:
+        lock = self._end.lock
+        try:
+            if not lock.acquire(True, max(0.0, self._deadline - SYSTEM.monotonic())):
+                raise TimeoutError(f"{self._end.text}: others were busy with it until the time was over")
+        except BaseException:
+            if lock._words.is_mine():
+                lock.release()
+            raise
+
+
 class _Waiter:
     """One thread that waits until a ring is not empty, or not full."""
 
@@ -306,18 +335,20 @@ class Producer(_End):
         self._consumers = memory.control(control + CONSUMERS)
         self._their_intent = self._consumers.start + at.BLOCK_INTENT
         self.longest = geometry.longest
+        self.look_for_the_dead: Callable[[], None] | None = None  # called when several chunks are waiting
 
     # -- putting ------------------------------------------------------------------------------------------------------
 
-    def put(self, body: Any, tag: int = 0) -> bool:
+    def put(self, body: Any, tag: int = 0, lock: Lock | Within | None = None) -> bool:
         """Put one message there, without waiting for room; whether there was any.
 
         body  an object with ``len`` in bytes that a memoryview of bytes can be assigned from
+        lock  its own, or Within
         """
         length = len(body)
         view = self.view
         try:
-            with self.lock:
+            with lock or self.lock:
                 tail = view[self.tail]
                 place = (tail & PLACE) << 3
                 if (place & self.mask) + length > self.room or self.most_messages != COUNT:
@@ -336,16 +367,32 @@ class Producer(_End):
                     crash_points[0]("C31 TAIL stored")
         except IndexError:
             raise self.damaged("TAIL points nowhere") from None
-        if view[self.readable] & at.PARKED:
-            self.wake(self.readable_block)
+        if view[self.readable] & ATTENTION:
+            self.tell()
         return True
 
-    def put_many(self, bodies: list[Any], tags: Iterable[int], first: int) -> int:
+    def put_parts(self, parts: list[Part], length: int, tag: int, lock: Lock | Within | None = None) -> bool:
+        """Put one message there that is given in parts, as ``put``."""
+        try:
+            with lock or self.lock:
+                place = self._find_place(self.view[self.tail], length)
+                if place < 0:
+                    return False
+                for offset, part in parts:
+                    self.data[place + 8 + offset : place + 8 + offset + len(part)] = part
+                self.finish(place, length, tag)
+        except IndexError:
+            raise self.damaged("TAIL points nowhere") from None
+        if self.view[self.readable] & ATTENTION:
+            self.tell()
+        return True
+
+    def put_many(self, bodies: list[Any], tags: Iterable[int], first: int, lock: Lock | Within | None = None) -> int:
         """Put messages there from the one of that index on, without waiting for room; how many there was room for."""
         view, words, data, mask, room = self.view, self.words, self.data, self.mask, self.room
         done = 0
         try:
-            with self.lock:
+            with lock or self.lock:
                 tail = view[self.tail]
                 place, count = (tail & PLACE) << 3, tail >> COUNT_SHIFT
                 for body, tag in zip(bodies[first:] if first else bodies, tags, strict=False):
@@ -373,13 +420,18 @@ class Producer(_End):
                     crash_points[0]("C31 TAIL stored")
         except IndexError:
             raise self.damaged("TAIL points nowhere") from None
-        if done and view[self.readable] & at.PARKED:
-            self.wake(self.readable_block, done)
+        if done and view[self.readable] & ATTENTION:
+            self.tell(done)
         return done
 
     def wait_for_room(self, length: int, deadline: float | None, is_over: Callable[[], bool] | None = None) -> bool:
         """Block until there may be room for a message."""
         return self.wait_until(self.writable_block, lambda: self.has_room(length), deadline, is_over)
+
+    def pass_on(self) -> None:
+        """After waiting for room: wake the next one if there is more."""
+        if self.view[self.writable] & at.PARKED and self.has_room(0):
+            self.wake(self.writable_block)
 
     def has_room(self, length: int) -> bool:
         """Whether there is room for a message now, for who has no lock."""
@@ -397,7 +449,9 @@ class Producer(_End):
     # -- chunks -------------------------------------------------------------------------------------------------------
 
     def _find_place(self, tail: int, length: int) -> int:
-        """Where the next message goes, under the lock; -1 if there is no room."""
+        """Where the next message goes, under the lock; -1 if there is no room.  ValueError if there never will be."""
+        if length > self.longest:
+            raise ValueError(f"{self.text}: a message of {length} bytes; the longest that fits has {self.longest}")
         if self.waiting() >= self.most_messages:
             return -1
         place = (tail & PLACE) << 3
@@ -406,6 +460,8 @@ class Producer(_End):
             return place
         self._undo_intent(place)
         run = -(-(length + OVERHEAD) // self.chunk)
+        if self.look_for_the_dead is not None and self.table[: self.geometry.chunks].tobytes().count(_USED_BYTE) > run:
+            self.look_for_the_dead()
         first = self._find_run(run)
         if first < 0 and self._their_intent_is_open():
             first = self._find_run(run)
@@ -481,9 +537,12 @@ class Producer(_End):
             crash_points[0]("C31 TAIL stored")
 
     def tell(self, count: int = 1) -> None:
-        """Without the lock: wake who waits for so many messages."""
-        if self.view[self.readable] & at.PARKED:
+        """Without the lock: wake who waits for so many messages.  BrokenPipeError if nobody will take any."""
+        w = self.view[self.readable]
+        if w & at.PARKED:
             self.wake(self.readable_block, count)
+        if w & SHUT:
+            raise BrokenPipeError(errno.EPIPE, f"{self.text}: the other end is closed")
 
 
 class Consumer(_End):
@@ -497,12 +556,12 @@ class Consumer(_End):
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def get(self) -> tuple[int, bytes] | None:
+    def get(self, lock: Lock | Within | None = None) -> tuple[int, bytes | bytearray] | None:
         """Take the next message: its tag and its bytes; None if there is none.  Waits for nothing but other consumers."""
         view = self.view
         left: list[range] | None = None
         try:
-            with self.lock:
+            with lock or self.lock:
                 head = view[self.head]
                 if view[self.tail] >> COUNT_SHIFT == head >> COUNT_SHIFT:
                     return None
@@ -516,7 +575,8 @@ class Consumer(_End):
                     place, word = self._follow(place, left)
                     length = word & LENGTH
                 start = place + 8
-                body = self.data[start : start + length].tobytes()
+                part = self.data[start : start + length]
+                body = part.tobytes() if word < TO_BE_WRITTEN else bytearray(part)
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 after = head + ONE & ~PLACE & at.WORD_MASK | start + length + 7 >> 3
@@ -532,14 +592,14 @@ class Consumer(_End):
             self.wake(self.writable_block)
         return word >> TAG_SHIFT & TAG, body
 
-    def get_many(self, most: int) -> list[tuple[int, bytes]]:
+    def get_many(self, most: int, lock: Lock | Within | None = None) -> list[tuple[int, bytes]]:
         """Take all messages that are there, up to so many, at once: none of them is gone if we die meanwhile."""
         view = self.view
         found: list[tuple[int, bytes]] = []
         append = found.append
         left: list[range] = []
         try:
-            with self.lock:
+            with lock or self.lock:
                 head = view[self.head]
                 count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most)
                 if not count:
