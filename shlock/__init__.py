@@ -10,6 +10,7 @@ When a process dies while it holds such a lock, by whatever means, the next one 
 
 from typing import TYPE_CHECKING, Any
 
+from .block import Block
 from .context import get_context
 from .contract import Contract, Lease
 from .errors import (
@@ -31,6 +32,7 @@ __all__ = [
     "AbandonedError",
     "AbandonedWarning",
     "Barrier",
+    "Block",
     "BoundedSemaphore",
     "Condition",
     "Contract",

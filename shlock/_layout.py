@@ -121,6 +121,13 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
+# Of a guarded buffer, in its first control block; and in its second one a word for each copy of the content.
+CONTENT_CURRENT: Final = 11  # the last committed version: bits 0-1 which copy it is, bits 2-63 its number
+CONTENT_EDITOR: Final = 12  # identity of who edits the current copy in place, or did so last
+CONTENT_VERSIONS: Final = 11  # up to MOST_COPIES of them: number of the version that the copy holds, or UNFINISHED
+UNFINISHED: Final = WORD_MASK
+COPY_BITS: Final = 2
+MOST_COPIES: Final = 1 << COPY_BITS
 EXTENSION_CELLS: Final = 2
 EXTENSION_CELL_COUNT: Final = BLOCK_WORDS - EXTENSION_CELLS
 EXTENSION_NEXT: Final = 0

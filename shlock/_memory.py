@@ -87,22 +87,23 @@ class Memory:
         return memory
 
     @classmethod
-    def open(cls, domain: str, name: str, wanted: Declaration, shape: Shape | None, *, read_only: bool = False) -> Memory:
+    def open(cls, domain: str, name: str, wanted: Declaration, shape: Shape | None, *, read_only: bool | None = None) -> Memory:
         """The buffer of that name, created if there is none and a shape is given.
 
-        ``read_only``: neither its tables nor its data can be written through the mappings that this process gets.
+        ``read_only``: neither its tables nor its data can be written through the mappings that this process gets.  None: as
+        this process has it already, or writable.
         SegmentError if it is something else, or if it is not there and there is no shape.  ValueError if this process has
         it already with other rights.
         """
         arena = _named.get((domain, name))
-        if arena is not None and arena.words.is_writable == read_only:
+        if arena is not None and read_only is not None and arena.words.is_writable == read_only:
             raise ValueError(
                 f"this process has {name!r} open {'for reading only' if not read_only else 'for writing, too'}. One process "
                 "has one contract for it: ask for the same operations, or drop the other object first."
             )
         file = file_name(domain, name)
         while arena is None:
-            arena = _names.attach_file(file, read_only=read_only)
+            arena = _names.attach_file(file, read_only=bool(read_only))
             if arena is None and shape is None:
                 raise SegmentError(file, f"there is no {name!r} in domain {domain!r}", "Give a size, and it is created.")
             if arena is None and shape is not None:

@@ -64,7 +64,7 @@ class AbandonedError(RuntimeError):
     def __str__(self) -> str:
         return (
             f"{self.lock}: {self.abandoned}; what it guards may be half-written. "
-            "Repair it inside 'with lock.repair() as abandoned:'."
+            "Put that in order inside a 'with' of its repair()."
         )
 
 
