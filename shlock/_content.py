@@ -150,6 +150,17 @@ class Content:
                 return self._abandoned_by(editor)
         return None
 
+    def state(self, is_held: bool, is_alive: bool) -> str:
+        """In words, for who looks from outside."""
+        if self.abandoned():
+            return "poisoned" if self.policy == POISON else "abandoned"
+        if not is_alive:
+            return "held by a dead process"
+        number, copy = self.place()
+        if not is_held:
+            return f"version {number}"
+        return "being edited" if self.view[self.versions[copy]] == at.UNFINISHED else "being written"
+
     def _is_still(self, current: int, editor: int) -> bool:
         return self.view[self.current] == current and self.view[self.editor] == editor
 

@@ -19,7 +19,9 @@ from typing import Any, Final
 from . import _layout as at
 from . import _ledger, _machine, _names, _process
 from ._arena import Arena
+from ._content import Content
 from ._counting import BarrierWord
+from ._memory import Memory
 from ._segment import BYTE_IN_USE, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
@@ -56,7 +58,8 @@ class PrimitiveSnapshot:
     """One primitive.
 
     state      "free", "held", "held by a dead process", "inherited" (its heir holds it), "poisoned", "value 3",
-               "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a Condition), "damaged"
+               "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a Condition), "damaged"; of a Block
+               "version 12", "being written", "being edited", "abandoned" (its editor died) or, under that policy, "poisoned"
     owner      who holds it; of an owned Semaphore one of the holders
     held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
                reading no clock, and the oldest waiter has waited so long
@@ -305,7 +308,7 @@ def _primitive(
     is_lower_bound = False
     abandoned: Abandoned | None = None
     lease: LeaseSnapshot | None = None
-    if kind in (at.LOCK, at.RLOCK) or kind_word & at.OWNED:
+    if kind in (at.LOCK, at.RLOCK, at.GUARDED) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
         words = [load(cell) for cell in cells]
         held = [w for w in words if w & at.OWNER]
@@ -323,6 +326,9 @@ def _primitive(
             if lease.remaining is not None:
                 held_for, is_lower_bound = max(0.0, lease.lease - lease.remaining), False
         state = _state_of_owned(words, held, owner, bool(kind_word & at.OWNED))
+        if kind == at.GUARDED:
+            content = Content(Memory(arena))
+            state, abandoned = content.state(owner is not None, owner is None or owner.alive), content.abandoned()
     elif kind in (at.SEMAPHORE, at.BOUNDED_SEMAPHORE):
         state = f"value {word >> at.COUNT_SHIFT}"
         if kind == at.BOUNDED_SEMAPHORE:
