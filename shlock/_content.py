@@ -323,10 +323,13 @@ class Content:
 class Hold:
     """One ``with`` under the lock: what write, edit and repair have in common.
 
-    ``acquire`` and ``leave`` are those of the lock.
+    ``acquire`` and ``leave`` are those of the lock.  What a signal handler raises inside ``__exit__`` comes out when all is
+    finished; only what it raises at the very entry leaves the lock held, as that of a Lock.
     """
 
-    __slots__ = ("acquire", "content", "copy", "is_leased", "leave", "number", "process", "timeout", "token")
+    __slots__ = (
+        "acquire", "before", "committed", "content", "copy", "ended", "error", "leave", "number", "process", "timeout", "token",
+    )  # fmt: skip
 
     def __init__(
         self, content: Content, acquire: Callable[..., Any], leave: Callable[..., None], timeout: float | None
@@ -335,8 +338,10 @@ class Hold:
         self.acquire = acquire
         self.leave = leave
         self.timeout = timeout
-        self.is_leased = content.block.leased
         self.process: _process.ProcessIdentity | None = None
+        self.before: tuple[int, int] | None = None  # of an editor: EDITOR, and the number of his copy
+        self.ended = self.committed = False
+        self.error: Exception | None = None
 
     def __enter__(self) -> memoryview:
         content = self.content
@@ -356,52 +361,74 @@ class Hold:
             return self.begin()
         except BaseException:
             if words.is_mine():
-                self._leave(False)
+                self.undo()
+                self.ended = True
+                self._finish(True)
             raise
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         if self.process is not _process.current:
             return  # a child that was forked inside: its parent's view is dead here already
-        committed = False
-        try:
-            committed = self.end(kind is not None)
-            if committed and crash_points:
-                crash_points[0]("C26 committed, lock held")
-        finally:
-            self._leave(committed)
-
-    def _leave(self, committed: bool) -> None:
-        try:
-            _process.to_the_end(self.content.take_back)
-        finally:
+        interruption: BaseException | None = None
+        tries = 0
+        while True:
             try:
-                self.leave()
-            finally:
-                if committed:
-                    if crash_points:
-                        crash_points[0]("C27 lock released, nobody woken")
-                    self.content.wake()
+                self._finish(kind is not None)
+                break
+            except BaseException as error:
+                tries += 1
+                if tries > _process.MOST_INTERRUPTIONS:  # it isn't a signal handler, then
+                    if self.ended:
+                        raise
+                    self.ended, tries = True, 0
+                interruption = error
+        if interruption is not None:
+            raise interruption
+        if self.error is not None:
+            raise self.error
+
+    def _finish(self, failed: bool) -> None:
+        """What is left to be done; may be called again when it was interrupted."""
+        content = self.content
+        if not self.ended:
+            self.committed = self.end(failed)
+            if self.committed and crash_points:
+                crash_points[0]("C26 committed, lock held")
+            self.ended = True
+        content.take_back()
+        words = content.words
+        if words.is_mine() or (words.grant is not None and words.grant.seat == get_ident()):
+            self.leave()
+        if self.committed:
+            if crash_points:
+                crash_points[0]("C27 lock released, nobody woken")
+            content.wake()
 
     def begin(self) -> memoryview:
         raise NotImplementedError
 
+    def undo(self) -> None:
+        """After an exception in ``begin``, and before anybody has got the view."""
+
     def end(self, failed: bool) -> bool:
-        """Whether something was committed."""
+        """Whether something was committed.  May be called again when it was interrupted."""
         raise NotImplementedError
 
     def is_still_ours(self) -> bool:
-        """W3: whether nobody else has got the lock since.  LeaseExpired if it is leased and somebody has.
-
-        Without a lease, the release of the lock says what is wrong.
-        """
+        """W3: whether nobody else has got the lock since.  Else ``error`` is set."""
         content = self.content
-        is_mine = content.view[content.block.word] & at.OWNER == _process.current.word
-        if not self.is_leased or (is_mine and content.view[content.block.start + at.BLOCK_TOKEN] == self.token):
-            return is_mine
+        owner = content.view[content.block.word] & at.OWNER
         grant = content.words.grant
-        ends = grant.view[grant.deadline]
-        late = (SYSTEM.monotonic_ns() - ends) / 1e9 if ends > _ledger.LEFT else 0.0
-        raise LeaseExpired(describe(content.block), self.token, max(0.0, late))
+        if grant is None:
+            if owner != _process.current.word:
+                self.error = ValueError(
+                    f"{describe(content.block)}: it is not this process's any more, but held by pid {_process.pid_of(owner)}"
+                )
+        elif owner != _process.current.word or content.view[content.block.start + at.BLOCK_TOKEN] != self.token:
+            ends = grant.view[grant.deadline]
+            late = (SYSTEM.monotonic_ns() - ends) / 1e9 if ends > _ledger.LEFT else 0.0
+            self.error = LeaseExpired(describe(content.block), self.token, max(0.0, late))
+        return self.error is None
 
 
 class Writing(Hold):
@@ -427,7 +454,7 @@ class Writing(Hold):
 
     def end(self, failed: bool) -> bool:
         content = self.content
-        _process.to_the_end(content.take_back)  # W2
+        content.take_back()  # W2
         if failed or not self.is_still_ours():  # W3
             return False
         if crash_points:
@@ -447,7 +474,7 @@ class Writing(Hold):
 class Editing(Hold):
     """The ``with`` of edit, and of repair."""
 
-    __slots__ = ("before", "is_repair", "was_found")
+    __slots__ = ("is_repair", "was_found")
     is_repair: bool
 
     def begin(self) -> memoryview:
@@ -458,38 +485,35 @@ class Editing(Hold):
             content.tell(self.was_found)
         held = content.versions[self.copy]
         self.before = view[content.editor], view[held]
-        try:
-            content.told = self.was_found
-            view[content.editor] = _process.current.word  # D1
-            if IS_WEAK:
-                fence()
-            if crash_points:
-                crash_points[0]("C28 editor named")
-            view[held] = at.UNFINISHED  # D2
-            if IS_WEAK:
-                fence()
-            if crash_points:
-                crash_points[0]("C29 marked as edited")
-            return content.lend(self.copy)
-        except BaseException:  # nothing was changed yet
-            view[content.editor], view[held] = self.before
+        content.told = self.was_found
+        view[content.editor] = _process.current.word  # D1
+        if IS_WEAK:
+            fence()
+        if crash_points:
+            crash_points[0]("C28 editor named")
+        view[held] = at.UNFINISHED  # D2
+        if IS_WEAK:
+            fence()
+        if crash_points:
+            crash_points[0]("C29 marked as edited")
+        return content.lend(self.copy)
+
+    def undo(self) -> None:
+        content, view = self.content, self.content.view
+        if self.before is not None:
+            view[content.editor], view[content.versions[self.copy]] = self.before
             content.told = None
-            raise
 
     def end(self, failed: bool) -> bool:
         content, view = self.content, self.content.view
-        _process.to_the_end(content.take_back)
+        content.take_back()
         content.told = None
         if not self.is_still_ours():  # D3
             return False
         if failed and self.is_repair and self.was_found:
+            assert self.before is not None
             view[content.editor] = self.before[0]  # D5
             return False
-        _process.to_the_end(self._commit)
-        return True
-
-    def _commit(self) -> None:
-        content, view = self.content, self.content.view
         number = self.number + 1 & VERSION_MASK
         if IS_WEAK:
             fence()
@@ -499,6 +523,7 @@ class Editing(Hold):
         if IS_WEAK:
             fence()
         view[content.versions[self.copy]] = number  # D4
+        return True
 
 
 class _Changes:

@@ -64,8 +64,9 @@ class Block(_Primitive):
                   as for a Lock: how long a ``with`` of write or edit may last.  Who overruns is killed, and its write undone
     operations    what the contract is asked for.  Without "write", all of the block is mapped read-only in this process
 
-    A forked child has neither the lock nor the view of its parent.  Without a name, it can be pickled only while a process is
-    being spawned.
+    Uncontended, none of the four makes a system call, as far as the allocation of a copy by ``read`` needs none.  A forked
+    child has neither the lock nor the view of its parent.  Without a name, a block can be pickled only while a process is being
+    spawned.
     """
 
     _kind = at.GUARDED
