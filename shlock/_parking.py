@@ -335,6 +335,19 @@ class Parking:
                 return since or ON_ITS_WAY
         return ON_ITS_WAY
 
+    def unpark_behind(self, key: int, spot: Spot) -> None:
+        """Wake the thread that has waited for this block the longest of those that began to wait later than this one."""
+        wanted, mask, since = key << at.KEY_SHIFT | at.WAITING, at.KEY | at.STATE, at.SPOT_SINCE
+        mine = self.words.load(spot.since_word)
+        behind = [
+            (began, index, state)
+            for index, state in enumerate(self._states())
+            if state & mask == wanted and (began := self.words.load(self.layout.spot(since, index))) > mine
+        ]
+        for _, index, state in sorted(behind):
+            if self._notify(index, state):
+                return
+
     def unpark_many(self, key: int, most: int | None = None) -> int:
         """Wake the threads that wait for this block, the longest-waiting first, up to ``most``; how many were."""
         wanted, mask = key << at.KEY_SHIFT | at.WAITING, at.KEY | at.STATE

@@ -7,7 +7,8 @@ the memory that is in use grows and shrinks with what is waiting.
     TAIL, HEAD  count of messages, modulo 2**32, << 32 | place of the next one, in words from the first chunk
     message     header word: length in bytes | tag << 40, then the bytes, up to a word boundary
     link        header word: LINK | place of the message that should be here
-    chunk       one byte in the table: NO_MEMORY, FREE or USED
+    chunk       one byte in the table: NO_MEMORY, FREE, USED, or LEFT: read to its end, and about to be FREE
+    INTENT      of producers: chunks that are being taken.  Of consumers: the messages whose chunks are being left
 
 Producers have a lock, consumers another one (those of ``_owned``, which outlive their holders), and each writes only what is
 its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED by producers and anything else by consumers.
@@ -18,6 +19,9 @@ its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED b
     # R3  there is always room for one link behind the last message
     # R4  chunks between HEAD and TAIL are USED; others are not, but for those that INTENT names
     # R5  memory is reserved before it is written to: a full /dev/shm is an OSError of put
+    # R6  no chunk is FREE while the INTENT of consumers is open: the way from message to message through the chunks that are
+    #     left can be gone once more, because nobody has written there.  LEFT ones belong to whoever has the consumers' lock
+    # R7  whoever sleeps is marked in the word it sleeps at, or a wake-up is under way, or somebody is about to wake one
 
     killed after                     words say                 repaired by                outcome
     C30 bytes written                TAIL unchanged            -                          the message was never sent
@@ -27,19 +31,22 @@ its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED b
     C33 bytes read                   HEAD unchanged            the next consumer          it gets this message
     C34 HEAD stored                  message gone, lock held   the next consumer          the dead one had it
     C35 HEAD stored, chunks USED     INTENT of consumers       next time chunks are given the chunks are free
-                                                               back, or are short
+        or LEFT, none of them free   open                      back, or are short
+    C35 chunks LEFT, some free       INTENT closed             the same                   the same
 
-Who finds the ring empty (or full) parks at the word READABLE (or WRITABLE) of the ring: it sets PARKED there, looks again, and
-sleeps.  Who puts a message there (or takes one away) clears PARKED and wakes one, who either acts and then wakes the next
-if there is more to do, or passes the wake-up on.  Storing TAIL before looking at PARKED needs a fence in between: that is the
-release of the lock.  A wake-up that dies with the process which owed it is made up for by the sleeper's poll.
+Who finds the ring empty (or full) parks at the word READABLE (or WRITABLE) of the ring: it sets PARKED there by an exchange,
+looks again, and sleeps.  Who puts a message there (or takes one away) clears PARKED and then wakes one, who either acts and
+then wakes the next if there is more to do, or passes the wake-up on: it marks the word for those who still sleep, looks, and
+wakes the next.  A chosen producer for whose message there is still no room wakes the one behind it: that one's may be smaller.
+Storing TAIL before looking at PARKED needs a fence in between: that is the release of the lock.  So nobody sleeps beside a
+message without a death; a wake-up that dies with the process which owed it is made up for by the sleeper's poll.
 """
 
 from __future__ import annotations
 
 import errno
 import mmap
-import platform
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -47,7 +54,7 @@ from typing import Any, Final
 from . import _layout as at
 from . import _process
 from ._arena import Block, Declaration
-from ._atomic import Operand, fence
+from ._atomic import IS_WEAK, Operand, fence
 from ._lending import Lender
 from ._memory import Memory, pages
 from ._owned import IGNORE, usable_cores
@@ -80,17 +87,17 @@ COUNT: Final = PLACE
 ONE: Final = 1 << COUNT_SHIFT
 LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chunks is found though others lie in between
 
-NO_MEMORY, FREE, USED = range(3)
-_NO_MEMORY_BYTE, _FREE_BYTE, _USED_BYTE = (bytes([state]) for state in (NO_MEMORY, FREE, USED))
-OVERHEAD: Final = 3 * at.WORD - 1  # of a message: its header, what it is rounded up by, and a link behind it
+NO_MEMORY, FREE, USED, LEFT = range(4)
+_NO_MEMORY_BYTE, _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
+OVERHEAD: Final = 2 * at.WORD  # of a message: its header, and a link behind it
+#: INTENT of consumers: place of the first message + 1, and from this bit on how many messages.
+MESSAGES_SHIFT: Final = 33
+MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 #: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
 KEPT_CHUNKS: Final = 8
 
 MOST_LOOKS: Final = 300  # at a ring that is empty or full, before a thread parks; each takes some 0.1 us
 FEWEST_LOOKS: Final = 10
-
-#: Where stores may pass stores and loads pass loads, there is a fence between a message and TAIL, or HEAD.
-IS_WEAK: Final = platform.machine() not in ("x86_64", "AMD64")
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class Geometry:
 
     @classmethod
     def for_capacity(cls, capacity: int, first: int = 0) -> Geometry:
-        """One that holds messages of so many bytes in all, and any single one up to that size.  About twice that in memory."""
+        """One for messages of about so many bytes in all, and any single one up to that size.  About twice that in memory."""
         chunk = at.PAGE
         while chunk * 16 < capacity:
             chunk *= 2
@@ -160,7 +167,7 @@ class _End:
         self.arena = arena
         self.geometry = geometry
         self.text = name
-        self.view = arena.words.view
+        self.view = arena.words.view[:]  # of its own: see in_child
         producers, consumers, self.readable_block, self.writable_block = (
             memory.control(control + index) for index in range(CONTROLS)
         )
@@ -175,10 +182,14 @@ class _End:
         self.table = memoryview(memory.map(geometry.first, geometry.table))
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
+        self.intent = 0  # that of this end
+        self.lent: memoryview | None = None
+        self._their_intent = consumers.start + at.BLOCK_INTENT
         self._writable_data = writable
         self._mapped = 0  # bytes of chunks
         self.lock: Lock
         self.lender: Lender
+        _all.add(self)
         self.map_up_to(min(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS), geometry.chunk * geometry.chunks))
 
     # -- memory -------------------------------------------------------------------------------------------------------
@@ -191,30 +202,112 @@ class _End:
             mapped = self._mapped or self.chunk
             while mapped < end:
                 mapped *= 2
-            self._mapped = min(mapped, self.chunk * self.geometry.chunks)
-            self.lender = Lender(self._map)
+            mapped = min(mapped, self.chunk * self.geometry.chunks)
+            self.lender = Lender(lambda: self._map(mapped))
             self.look_again()
+            self._mapped = mapped  # last: whatever is raised before, it is done anew
 
-    def _map(self) -> mmap.mmap:
-        return self.memory.map(self.geometry.first + self.geometry.table, self._mapped, writable=self._writable_data)
+    def _map(self, length: int) -> mmap.mmap:
+        return self.memory.map(self.geometry.first + self.geometry.table, length, writable=self._writable_data)
 
     def look_again(self) -> None:
         """Take the views of the present mapping."""
         self.data = memoryview(self.lender.mapping)
         self.words = self.data.cast("Q")
 
+    def lend(self, place: int, length: int, *, read_only: bool = False) -> memoryview:
+        """Under the lock: a view of the bytes of the message there, until ``take_back``."""
+        self.lent = self.lender.lend(place + 8, length, read_only=read_only)
+        return self.lent
+
+    def take_back(self) -> None:
+        """The end of the view.  May be called again when it was interrupted."""
+        if self.lent is not None:
+            self.lender.end(self.lent)
+            if self.data.obj is not self.lender.mapping:
+                self.look_again()
+            self.lent = None
+
+    def in_child(self) -> None:
+        """In a forked child: what its parent was doing is not the child's, neither the view nor the words."""
+        view, self.view = self.view, self.arena.words.view[:]
+        view.release()
+        self.take_back()
+
+    # -- chunks ---------------------------------------------------------------------------------------------------------
+
+    def follow(self, place: int, left: list[range]) -> tuple[int, int]:
+        """Place and header of the message that should be at a place, checked; ``left`` gets the chunks before it."""
+        self.map_up_to(place + at.WORD)
+        word = self.words[place >> 3]
+        if word & LINK:
+            before, place = place, (word & PLACE) << 3
+            if place & self.mask:
+                raise self.damaged("a link leads into the middle of a chunk")
+            self.map_up_to(place + at.WORD)
+            word = self.words[place >> 3]
+            left.append(range(before // self.chunk, before // self.chunk + 1))
+        length = word & LENGTH
+        if word & LINK or ((place & self.mask) + length > self.room and place & self.mask):
+            raise self.damaged("the header of a message was overwritten")
+        end = place + length + OVERHEAD + 7 & ~7
+        self.map_up_to(end)
+        if (end - 1) // self.chunk > place // self.chunk:
+            left.append(range(place // self.chunk, (end - 1) // self.chunk))
+        return place, word
+
     def give_back(self, left: list[range]) -> None:
-        """Chunks are not in use any more."""
+        """Under the lock of the consumers, HEAD being behind them: chunks are not in use any more.  Closes INTENT (R6)."""
         table = self.table
-        for chunks in left:
-            for index in chunks:
-                if table[index] != USED:
-                    continue
-                state = FREE
-                if self.geometry.is_lazy and table[: self.geometry.chunks].tobytes().count(_FREE_BYTE) >= KEPT_CHUNKS:
-                    self.memory.give_back(self.geometry.first + self.geometry.table + index * self.chunk, self.chunk)
-                    state = NO_MEMORY
-                table[index] = state
+        mine = [index for chunks in left for index in chunks if table[index] == USED]
+        for index in mine:
+            table[index] = LEFT
+        if IS_WEAK:
+            fence()
+        self.view[self._their_intent] = 0
+        if crash_points:
+            crash_points[0]("C35 chunks LEFT, INTENT closed")
+        kept = table[: self.geometry.chunks].tobytes().count(_FREE_BYTE) if self.geometry.is_lazy else 0
+        for index in mine:
+            if self.geometry.is_lazy and kept >= KEPT_CHUNKS:
+                self._give_memory_back(index)
+            else:
+                table[index] = FREE
+                kept += 1
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Under the lock of the consumers: free what one of them had left when it died."""
+        states = self.table[: self.geometry.chunks].tobytes()
+        index = states.find(LEFT)
+        while index >= 0:
+            if self.geometry.is_lazy:
+                self._give_memory_back(index)  # perhaps for the second time: it may have none, and must not be FREE then
+            else:
+                self.table[index] = FREE
+            index = states.find(LEFT, index + 1)
+
+    def _give_memory_back(self, index: int) -> None:
+        self.memory.give_back(self.geometry.first + self.geometry.table + index * self.chunk, self.chunk)
+        self.table[index] = NO_MEMORY
+
+    def finish_giving_back(self) -> None:
+        """Under the lock of the consumers: give back the chunks that one of them had left when it died (C35)."""
+        view = self.view
+        intent, after, now = view[self._their_intent], view[self._their_intent + 1], view[self.head]
+        left: list[range] = []
+        if intent and (now >> COUNT_SHIFT) - (after >> COUNT_SHIFT) & COUNT < COUNT >> 1:  # HEAD has moved
+            place = (intent & (1 << MESSAGES_SHIFT) - 1) - 1 << 3
+            for _ in range(min(intent >> MESSAGES_SHIFT, self.chunk * self.geometry.chunks // at.WORD)):
+                place, word = self.follow(place, left)
+                place = place + 8 + (word & LENGTH) + 7 & ~7
+            if place != (after & PLACE) << 3:
+                raise self.damaged("what a dead consumer had begun was overwritten")
+        self.give_back(left)
+
+    def is_something_left(self) -> bool:
+        """Whether a consumer is giving chunks back, or died while it was."""
+        return self.view[self._their_intent] != 0 or LEFT in self.table[: self.geometry.chunks].tobytes()
 
     def damaged(self, fact: str) -> SegmentError:
         return self.arena.damaged(f"{self.text}: {fact}")
@@ -223,19 +316,29 @@ class _End:
 
     def waiting(self) -> int:
         """How many messages there are."""
-        return (self.view[self.tail] >> COUNT_SHIFT) - (self.view[self.head] >> COUNT_SHIFT) & COUNT
+        head = self.view[self.head] >> COUNT_SHIFT  # first: the other way round it may have passed the TAIL that was seen
+        return (self.view[self.tail] >> COUNT_SHIFT) - head & COUNT
 
     def is_empty(self) -> bool:
-        return self.view[self.tail] >> COUNT_SHIFT == self.view[self.head] >> COUNT_SHIFT
+        return self.view[self.head] >> COUNT_SHIFT == self.view[self.tail] >> COUNT_SHIFT
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def wait_until(
-        self, block: Block, condition: Callable[[], bool], deadline: float | None, is_over: Callable[[], bool] | None = None
+        self,
+        block: Block,
+        condition: Callable[[], bool],
+        deadline: float | None,
+        is_over: Callable[[], bool] | None = None,
+        for_others: Callable[[], bool] | None = None,
+        is_stuck: Callable[[], bool] | None = None,
     ) -> bool:
         """Block until the condition holds (True), or until the deadline, or until ``is_over`` (False).
 
         The condition is made true by others that then call ``wake``.
+
+        for_others  whether there may be something to do for others that wait here; None: they wait for the same condition
+        is_stuck    asked at each poll: whether a death may stand in the way, so that the caller had better try (True)
         """
         looks = self.looks if usable_cores() > 1 else 1
         for _ in range(looks):
@@ -245,15 +348,18 @@ class _End:
         self.looks = max(FEWEST_LOOKS, self.looks - 5)
         if deadline is not None and SYSTEM.monotonic() >= deadline:
             return False
-        waiter = _Waiter(self, block, condition, is_over)
         while True:
+            waiter = _Waiter(self, block, condition, is_over, for_others or condition, is_stuck)
             try:
                 return self.parking.park(waiter, deadline) and not waiter.over
             except _process.Forked:
-                waiter = _Waiter(self, block, condition, is_over)
+                continue  # we are a child that was forked meanwhile: it waits as itself
 
     def wake(self, block: Block, most: int = 1) -> None:
         """Have one that waits at this word look again, or several."""
+        _process.to_the_end(lambda: self._wake(block, most))
+
+    def _wake(self, block: Block, most: int) -> None:
         place, view = block.word, self.view
         operand = Operand()
         pointer = self.arena.words.pointer(place)
@@ -265,6 +371,25 @@ class _End:
             self.parking.unpark_one(block.index)
         else:
             self.parking.unpark_many(block.index, most)
+
+    def failed(self, block: Block, error: BaseException, process: object) -> BaseException:
+        """What to raise when putting or taking was interrupted: whoever it would have woken is woken."""
+        if process is not _process.current:
+            return RuntimeError(f"{self.text}: this process was forked in the middle of it. It is the parent's; begin anew.")
+        if self.view[block.word] & at.PARKED:
+            self.wake(block)
+        return self.damaged("TAIL or HEAD points nowhere") if error.__class__ is IndexError else error
+
+
+_all: weakref.WeakSet[_End] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for end in list(_all):
+        end.in_child()
+
+
+_process.refresh_in_child.append(_in_child)
 
 
 class Within:
@@ -291,36 +416,60 @@ class Within:
 class _Waiter:
     """One thread that waits until a ring is not empty, or not full."""
 
-    def __init__(self, end: _End, block: Block, condition: Callable[[], bool], is_over: Callable[[], bool] | None) -> None:
+    def __init__(
+        self,
+        end: _End,
+        block: Block,
+        condition: Callable[[], bool],
+        is_over: Callable[[], bool] | None,
+        for_others: Callable[[], bool],
+        is_stuck: Callable[[], bool] | None,
+    ) -> None:
         self.end = end
         self.block = block
         self.index = block.index
+        self.pointer = end.arena.words.pointer(block.word)
         self.condition = condition
         self.is_over = is_over
+        self.for_others = for_others
+        self.is_stuck = is_stuck
         self.over = False
+        self.had_better_try = False
         self.mark = Operand()
 
     def attempt(self, spot: Spot) -> bool:
+        if spot.is_notified() and not self.condition() and self.for_others():
+            # It may be enough for one behind us.  Not for one before: it has looked already.
+            self.end.parking.unpark_behind(self.index, spot)
         spot.renew()
-        words = self.end.arena.words
-        place, pointer = self.block.word, words.pointer(self.block.word)
-        # Counted up, so that who found nobody waiting, and clears the mark late, does not clear this one.
-        for _ in range(1000):
-            w = words.load(place)
-            if self.mark.compare_exchange(pointer, w, (w + at.ONE | at.PARKED) & at.WORD_MASK):
+        self._mark()
+        if self._is_shut() and self.is_over is not None and self.is_over():
+            self.over = True
+        return self.over or self.had_better_try or self.condition()
+
+    def _mark(self) -> None:
+        """Always an exchange, so that our S is out before we look."""
+        view, place = self.end.view, self.block.word
+        for _ in range(1000):  # somebody may overwrite it all the time
+            w = view[place]
+            if self.mark.compare_exchange(self.pointer, w, w | at.PARKED):
                 break
-        return self.over or self.condition()
+
+    def _is_shut(self) -> bool:
+        return bool((self.end.view[self.end.readable] | self.end.view[self.end.writable]) & SHUT)
 
     def poll(self, spot: Spot) -> None:
         if self.is_over is not None and not self.condition() and self.is_over():
             self.over = True
+        self.had_better_try = self.is_stuck is not None and self.is_stuck()
 
     def withdraw(self, notified: bool, interrupted: bool) -> None:
-        if notified:
-            self.pass_on()
+        self.pass_on()  # also if it was not chosen: it may have put a chosen spot back to waiting just before
 
     def pass_on(self) -> None:
-        if self.condition():
+        """R7: whoever woke us has cleared the mark, and others may still sleep."""
+        self._mark()
+        if self.for_others():
             self.end.parking.unpark_one(self.index)
 
 
@@ -328,12 +477,11 @@ class Producer(_End):
     """The side of a ring on which messages are put, in this process."""
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
-        super().__init__(memory, control, geometry, name, writable=True)
+        super().__init__(memory, control, geometry, name, writable=terms is None or "send" in terms.operations)
         block = memory.control(control + PRODUCERS)
         self.lock = Lock._over(block, terms, needs="send")
         self.intent = block.start + at.BLOCK_INTENT
         self._consumers = memory.control(control + CONSUMERS)
-        self._their_intent = self._consumers.start + at.BLOCK_INTENT
         self.longest = geometry.longest
         self.look_for_the_dead: Callable[[], None] | None = None  # called when several chunks are waiting
 
@@ -346,12 +494,12 @@ class Producer(_End):
         lock  its own, or Within
         """
         length = len(body)
-        view = self.view
+        view, process = self.view, _process.current
         try:
             with lock or self.lock:
                 tail = view[self.tail]
                 place = (tail & PLACE) << 3
-                if (place & self.mask) + length > self.room or self.most_messages != COUNT:
+                if (place & self.mask) + length > self.room or place >= self._mapped or self.most_messages != COUNT:
                     place = self._find_place(tail, length)
                     if place < 0:
                         return False
@@ -365,14 +513,15 @@ class Producer(_End):
                 view[self.tail] = tail + ONE & ~PLACE & at.WORD_MASK | start + length + 7 >> 3  # R1
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
-        except IndexError:
-            raise self.damaged("TAIL points nowhere") from None
-        if view[self.readable] & ATTENTION:
-            self.tell()
+            if view[self.readable] & ATTENTION:
+                self.tell()
+        except BaseException as error:
+            raise self.failed(self.readable_block, error, process) from None
         return True
 
     def put_parts(self, parts: list[Part], length: int, tag: int, lock: Lock | Within | None = None) -> bool:
         """Put one message there that is given in parts, as ``put``."""
+        process = _process.current
         try:
             with lock or self.lock:
                 place = self._find_place(self.view[self.tail], length)
@@ -381,15 +530,21 @@ class Producer(_End):
                 for offset, part in parts:
                     self.data[place + 8 + offset : place + 8 + offset + len(part)] = part
                 self.finish(place, length, tag)
-        except IndexError:
-            raise self.damaged("TAIL points nowhere") from None
-        if self.view[self.readable] & ATTENTION:
-            self.tell()
+            if self.view[self.readable] & ATTENTION:
+                self.tell()
+        except BaseException as error:
+            raise self.failed(self.readable_block, error, process) from None
         return True
 
     def put_many(self, bodies: list[Any], tags: Iterable[int], first: int, lock: Lock | Within | None = None) -> int:
-        """Put messages there from the one of that index on, without waiting for room; how many there was room for."""
-        view, words, data, mask, room = self.view, self.words, self.data, self.mask, self.room
+        """Put messages there from the one of that index on, without waiting for room; how many there was room for.
+
+        ValueError if one of them never fits, and then none was put.
+        """
+        if not first and bodies and (longest := max(map(len, bodies))) > self.longest:
+            raise self.too_long(longest)
+        view, words, data, mask, room, mapped = self.view, self.words, self.data, self.mask, self.room, self._mapped
+        process = _process.current
         done = 0
         try:
             with lock or self.lock:
@@ -397,14 +552,14 @@ class Producer(_End):
                 place, count = (tail & PLACE) << 3, tail >> COUNT_SHIFT
                 for body, tag in zip(bodies[first:] if first else bodies, tags, strict=False):
                     length = len(body)
-                    if (place & mask) + length > room or self.most_messages != COUNT:
+                    if (place & mask) + length > room or place >= mapped or self.most_messages != COUNT:
                         if IS_WEAK:
                             fence()
                         view[self.tail] = (count + done & COUNT) << COUNT_SHIFT | place >> 3
                         place = self._find_place(view[self.tail], length)
                         if place < 0:
                             break
-                        words, data = self.words, self.data
+                        words, data, mapped = self.words, self.data, self._mapped
                     start = place + 8
                     data[start : start + length] = body
                     words[place >> 3] = length | tag << TAG_SHIFT
@@ -418,15 +573,22 @@ class Producer(_End):
                     view[self.tail] = (count + done & COUNT) << COUNT_SHIFT | place >> 3
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
-        except IndexError:
-            raise self.damaged("TAIL points nowhere") from None
-        if done and view[self.readable] & ATTENTION:
-            self.tell(done)
+            if done and view[self.readable] & ATTENTION:
+                self.tell(done)
+        except BaseException as error:
+            raise self.failed(self.readable_block, error, process) from None
         return done
 
     def wait_for_room(self, length: int, deadline: float | None, is_over: Callable[[], bool] | None = None) -> bool:
         """Block until there may be room for a message."""
-        return self.wait_until(self.writable_block, lambda: self.has_room(length), deadline, is_over)
+        return self.wait_until(
+            self.writable_block,
+            lambda: self.has_room(length),
+            deadline,
+            is_over,
+            for_others=lambda: self.has_room(0),
+            is_stuck=self._is_stuck,
+        )
 
     def pass_on(self) -> None:
         """After waiting for room: wake the next one if there is more."""
@@ -446,12 +608,21 @@ class Producer(_End):
             return False
         return table.replace(_FREE_BYTE, _NO_MEMORY_BYTE).find(_NO_MEMORY_BYTE * run) >= 0
 
+    def _is_stuck(self) -> bool:
+        """Whether chunks may be kept by the dead: of a message that was never sent, or of some that were taken."""
+        intent, place = self.view[self.intent], (self.view[self.tail] & PLACE) << 3
+        first, run = intent >> COUNT_SHIFT, intent & PLACE
+        return bool(intent and not first * self.chunk <= place < (first + run) * self.chunk) or self.is_something_left()
+
+    def too_long(self, length: int) -> ValueError:
+        return ValueError(f"{self.text}: a message of {length} bytes; the longest that fits has {self.longest}")
+
     # -- chunks -------------------------------------------------------------------------------------------------------
 
     def _find_place(self, tail: int, length: int) -> int:
         """Where the next message goes, under the lock; -1 if there is no room.  ValueError if there never will be."""
         if length > self.longest:
-            raise ValueError(f"{self.text}: a message of {length} bytes; the longest that fits has {self.longest}")
+            raise self.too_long(length)
         if self.waiting() >= self.most_messages:
             return -1
         place = (tail & PLACE) << 3
@@ -463,7 +634,7 @@ class Producer(_End):
         if self.look_for_the_dead is not None and self.table[: self.geometry.chunks].tobytes().count(_USED_BYTE) > run:
             self.look_for_the_dead()
         first = self._find_run(run)
-        if first < 0 and self._their_intent_is_open():
+        if first < 0 and self._finish_for_the_dead():
             first = self._find_run(run)
         if first < 0:
             return -1
@@ -505,17 +676,18 @@ class Producer(_End):
             return False
         return True
 
-    def _their_intent_is_open(self) -> bool:
+    def _finish_for_the_dead(self) -> bool:
         """Finish what a dead consumer has begun (C35), if no living one is at it."""
-        if not self.view[self._their_intent]:
+        if not self.is_something_left():
             return False
         words = owned_words(self._consumers, [self._consumers.word])
-        if not words.acquire(False, None, repair=True):
-            return False
         try:
-            finish_giving_back(self, self._their_intent, self.head)
+            if not words.acquire(False, None, repair=True):
+                return False
+            self.finish_giving_back()
         finally:
-            words.release()
+            if words.is_mine():
+                words.release()
         return True
 
     # -- in place -----------------------------------------------------------------------------------------------------
@@ -523,7 +695,7 @@ class Producer(_End):
     def begin(self, length: int) -> tuple[int, memoryview] | None:
         """Under the lock: the place of the next message and a view of its bytes; None if there is no room."""
         place = self._find_place(self.view[self.tail], length)
-        return None if place < 0 else (place, self.lender.lend(place + 8, length))
+        return None if place < 0 else (place, self.lend(place, length))
 
     def finish(self, place: int, length: int, tag: int = 0) -> None:
         """Under the lock: send the message whose bytes are in place."""
@@ -558,7 +730,7 @@ class Consumer(_End):
 
     def get(self, lock: Lock | Within | None = None) -> tuple[int, bytes | bytearray] | None:
         """Take the next message: its tag and its bytes; None if there is none.  Waits for nothing but other consumers."""
-        view = self.view
+        view, process = self.view, _process.current
         left: list[range] | None = None
         try:
             with lock or self.lock:
@@ -572,7 +744,7 @@ class Consumer(_End):
                 length = word & LENGTH
                 if word & LINK or (place & self.mask) + length > self.room:
                     left = []
-                    place, word = self._follow(place, left)
+                    place, word = self.follow(place, left)
                     length = word & LENGTH
                 start = place + 8
                 part = self.data[start : start + length]
@@ -586,22 +758,22 @@ class Consumer(_End):
                     self._step(head, after, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
-        except IndexError:
-            raise self.damaged("HEAD points nowhere") from None
-        if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
-            self.wake(self.writable_block)
+            if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
+                self.wake(self.writable_block)
+        except BaseException as error:
+            raise self.failed(self.writable_block, error, process) from None
         return word >> TAG_SHIFT & TAG, body
 
-    def get_many(self, most: int, lock: Lock | Within | None = None) -> list[tuple[int, bytes]]:
+    def get_many(self, most: int, lock: Lock | Within | None = None) -> list[tuple[int, bytes | bytearray]]:
         """Take all messages that are there, up to so many, at once: none of them is gone if we die meanwhile."""
-        view = self.view
-        found: list[tuple[int, bytes]] = []
+        view, process = self.view, _process.current
+        found: list[tuple[int, bytes | bytearray]] = []
         append = found.append
         left: list[range] = []
         try:
             with lock or self.lock:
                 head = view[self.head]
-                count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most)
+                count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most, MOST_MESSAGES)
                 if not count:
                     return found
                 if IS_WEAK:
@@ -612,22 +784,28 @@ class Consumer(_End):
                     word = words[place >> 3] if place < mapped else LINK
                     length = word & LENGTH
                     if word & LINK or (place & mask) + length > room:
-                        place, word = self._follow(place, left)
+                        place, word = self.follow(place, left)
                         words, data, mapped = self.words, self.data, self._mapped
                         length = word & LENGTH
                     start = place + 8
-                    append((word >> TAG_SHIFT & TAG, data[start : start + length].tobytes()))
+                    part = data[start : start + length]
+                    append((word >> TAG_SHIFT & TAG, part.tobytes() if word < TO_BE_WRITTEN else bytearray(part)))
                     place = start + length + 7 & ~7
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 self._step(head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
-        except IndexError:
-            raise self.damaged("HEAD points nowhere") from None
-        if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
-            self.wake(self.writable_block, count)
+            if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
+                self.wake(self.writable_block, count)
+        except BaseException as error:
+            raise self.failed(self.writable_block, error, process) from None
         return found
+
+    def wake_consumers(self) -> None:
+        """Have one that waits for a message look again."""
+        if self.view[self.readable] & at.PARKED:
+            self.wake(self.readable_block)
 
     def wait_for_message(self, deadline: float | None, is_over: Callable[[], bool] | None = None) -> bool:
         """Block until there may be a message."""
@@ -640,26 +818,6 @@ class Consumer(_End):
 
     # -- chunks -------------------------------------------------------------------------------------------------------
 
-    def _follow(self, place: int, left: list[range]) -> tuple[int, int]:
-        """Place and header of the message that should be at a place, checked; ``left`` gets the chunks before it."""
-        self.map_up_to(place + at.WORD)
-        word = self.words[place >> 3]
-        if word & LINK:
-            before, place = place, (word & PLACE) << 3
-            if place & self.mask:
-                raise self.damaged("a link leads into the middle of a chunk")
-            self.map_up_to(place + at.WORD)
-            word = self.words[place >> 3]
-            left.append(range(before // self.chunk, before // self.chunk + 1))
-        length = word & LENGTH
-        if word & LINK or ((place & self.mask) + length > self.room and place & self.mask):
-            raise self.damaged("the header of a message was overwritten")
-        end = place + length + OVERHEAD & ~7
-        self.map_up_to(end)
-        if (end - 1) // self.chunk > place // self.chunk:
-            left.append(range(place // self.chunk, (end - 1) // self.chunk))
-        return place, word
-
     def _step(self, before: int, after: int, left: list[range]) -> None:
         """Move HEAD, and give back the chunks that are left."""
         view = self.view
@@ -667,14 +825,16 @@ class Consumer(_End):
             view[self.head] = after  # R2
             return
         if view[self.intent]:
-            finish_giving_back(self, self.intent, self.head)
+            self.finish_giving_back()
+        count = (after >> COUNT_SHIFT) - (before >> COUNT_SHIFT) & COUNT
         view[self.intent + 1] = after
-        view[self.intent] = (before & PLACE) + 1
+        view[self.intent] = count << MESSAGES_SHIFT | (before & PLACE) + 1
+        if IS_WEAK:
+            fence()  # what was read, before anybody may write there
         view[self.head] = after  # R2
         if crash_points:
             crash_points[0]("C35 HEAD stored, chunks USED")
         self.give_back(left)
-        view[self.intent] = 0
 
     # -- in place -----------------------------------------------------------------------------------------------------
 
@@ -686,10 +846,10 @@ class Consumer(_End):
         if IS_WEAK:
             fence()
         self._left: list[range] = []
-        place, word = self._follow((head & PLACE) << 3, self._left)
+        place, word = self.follow((head & PLACE) << 3, self._left)
         length = word & LENGTH
         after = head + ONE & ~PLACE & at.WORD_MASK | place + 8 + length + 7 >> 3
-        return after, word >> TAG_SHIFT & TAG, self.lender.lend(place + 8, length, read_only=True)
+        return after, word >> TAG_SHIFT & TAG, self.lend(place, length, read_only=True)
 
     def finish(self, after: int) -> None:
         """Under the lock: the message that ``begin`` gave is taken."""
@@ -703,27 +863,3 @@ class Consumer(_End):
         """Without the lock, after ``finish``: wake who waits for room."""
         if self.view[self.writable] & at.PARKED:
             self.wake(self.writable_block)
-
-
-def finish_giving_back(end: _End, intent: int, head: int) -> None:
-    """Under the lock of the consumers: give back the chunks that one of them had left when it died."""
-    view = end.view
-    before, after, now = view[intent] - 1 << 3, view[intent + 1], view[head]
-    passed = (now >> COUNT_SHIFT) - (after >> COUNT_SHIFT) & COUNT
-    if passed < COUNT >> 1:
-        left: list[range] = []
-        place, goal = before, (after & PLACE) << 3
-        for _ in range(end.geometry.chunks * end.chunk // at.WORD):
-            if place == goal:
-                break
-            end.map_up_to(place + at.WORD)
-            word = end.words[place >> 3]
-            if word & LINK:
-                left.append(range(place // end.chunk, place // end.chunk + 1))
-                place = (word & PLACE) << 3
-                continue
-            following = place + 8 + (word & LENGTH) + 7 & ~7
-            left.append(range(place // end.chunk, following // end.chunk))
-            place = following
-        end.give_back(left)
-    view[intent] = 0

@@ -17,6 +17,7 @@ an open file description that its children share, a lock of the kernel's on a by
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 from collections.abc import Collection, Iterable
 from multiprocessing import BufferTooShort, reduction
@@ -24,14 +25,14 @@ from multiprocessing import context as mp_context
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from . import _anonymous, _machine, _names, _pickling
+from . import _anonymous, _machine, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Block, Declaration
 from ._memory import Memory, Shape
-from ._parking import deadline_after
+from ._parking import deadline_after, parking_of
 from ._ring import CONTROLS, SHUT, Consumer, Geometry, Producer, Within, declarations, prepare
 from ._sys import SYSTEM, crash_points
-from .contract import Contract, OnTerminate, Terms
+from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import SegmentError
 from .synchronize import Waiter, terms_for, waiters_of
 
@@ -50,31 +51,32 @@ _USUAL: Final = ("send", "receive")
 
 
 def check_size(size: Any) -> int:
-    """A size in bytes, checked.  TypeError, ValueError, OverflowError."""
+    """A size in bytes, checked.  TypeError, ValueError; OSError (ENOSPC) where no machine has so much."""
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"size must be a number of bytes, not {type(size).__name__}")
     if size <= 0:
         raise ValueError(f"size must be at least one byte, not {size}")
     if size > MOST_BYTES:
-        raise OverflowError(f"size can be at most {MOST_BYTES} bytes, not {size}")
+        raise OSError(errno.ENOSPC, f"no memory for {size} bytes; a channel holds {MOST_BYTES} at most")
     return size
 
 
-class _Closed:
+class Closed:
     """What a closed end, or one that does not go in this direction, has in the place of its ring."""
 
-    def __init__(self, fact: str) -> None:
+    def __init__(self, fact: str, error: type[Exception] = OSError) -> None:
         self._fact = fact
+        self._error = error
 
     def __getattr__(self, name: str) -> Any:
-        raise OSError(self._fact)
+        raise self._error(self._fact)
 
 
 class _Messages:
     """Sending and receiving, over a producer of one ring and a consumer of another."""
 
-    _out: Any  # Producer, or _Closed
-    _in: Any  # Consumer, or _Closed
+    _out: Any  # Producer, or Closed
+    _in: Any  # Consumer, or Closed
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -112,26 +114,32 @@ class _Messages:
         out, done = self._out, 0
         deadline = deadline_after(timeout)
         lock = None if deadline is None else Within(out, deadline)
-        while True:
-            done += out.put_many(bodies, tags, done, lock)
-            if done == len(bodies):
-                return
-            if not out.wait_for_room(len(bodies[done]), deadline, self._reader_is_gone):
-                self._check_reader()
-                error = TimeoutError(f"{self._text()}: no room for {timeout} s; {done} of {len(bodies)} messages were sent")
-                error.sent = done  # type: ignore[attr-defined]
-                raise error
+        try:
+            while True:
+                done += out.put_many(bodies, tags, done, lock)
+                if done == len(bodies):
+                    return
+                if not out.wait_for_room(len(bodies[done]), deadline, self._reader_is_gone):
+                    self._check_reader()
+                    raise TimeoutError(f"{self._text()}: no room for {timeout} s; {done} of {len(bodies)} messages were sent")
+        except TimeoutError as error:
+            error.sent = done  # type: ignore[attr-defined]
+            raise
+        finally:
+            out.pass_on()
 
     def _put_slowly(self, tag: int, body: Any, timeout: float | None) -> None:
         out = self._out
         deadline = deadline_after(timeout)
         lock = None if deadline is None else Within(out, deadline)
         length, parts = _pickling.layout(body) if tag == _pickling.OUT_OF_BAND else (len(body), None)
-        while not (out.put(body, tag, lock) if parts is None else out.put_parts(parts, length, tag, lock)):
-            if not out.wait_for_room(length, deadline, self._reader_is_gone):
-                self._check_reader()
-                raise TimeoutError(f"{self._text()}: no room for a message of {length} bytes within {timeout} s")
-        out.pass_on()
+        try:
+            while not (out.put(body, tag, lock) if parts is None else out.put_parts(parts, length, tag, lock)):
+                if not out.wait_for_room(length, deadline, self._reader_is_gone):
+                    self._check_reader()
+                    raise TimeoutError(f"{self._text()}: no room for a message of {length} bytes within {timeout} s")
+        finally:
+            out.pass_on()
 
     def reserve(self, size: int, *, timeout: float | None = None) -> Reservation:
         """``with channel.reserve(n) as view:`` fill the view, and it is sent when the block ends: nothing is copied.
@@ -173,6 +181,8 @@ class _Messages:
                 raise ValueError("negative offset")
             if offset > len(into):
                 raise ValueError("offset too large")
+            if into.readonly:
+                raise TypeError("the buffer cannot be written to")
             body = self.recv_bytes(timeout=timeout)
             if len(into) < offset + len(body):
                 raise BufferTooShort(body)
@@ -192,30 +202,33 @@ class _Messages:
         if most < 1:
             raise ValueError(f"most must be at least 1, not {most}")
         deadline = deadline_after(timeout)
-        lock = None if deadline is None else Within(self._in, deadline)
-        found = self._in.get_many(most, lock)
-        while not found:
-            self._wait_for_message(deadline, timeout)
-            found = self._in.get_many(most, lock)
-            self._in.pass_on()
+        source = self._in
+        lock = None if deadline is None else Within(source, deadline)
+        try:
+            while not (found := source.get_many(most, lock)):
+                self._wait_for_message(source, deadline, timeout)
+        finally:
+            source.pass_on()
         return [body if tag == 0 else _pickling.bytes_of_message(tag, body) for tag, body in found]
 
     def _get_slowly(self, timeout: float | None) -> tuple[int, Any]:
-        deadline = deadline_after(timeout)
-        lock = None if deadline is None else Within(self._in, deadline)
-        while True:
-            got: tuple[int, Any] | None = self._in.get(lock)
-            if got is not None:
-                self._in.pass_on()
-                return got
-            self._wait_for_message(deadline, timeout)
+        source, deadline = self._in, deadline_after(timeout)
+        lock = None if deadline is None else Within(source, deadline)
+        try:
+            while True:
+                got: tuple[int, Any] | None = source.get(lock)
+                if got is not None:
+                    return got
+                self._wait_for_message(source, deadline, timeout)
+        finally:
+            source.pass_on()
 
-    def _wait_for_message(self, deadline: float | None, timeout: float | None) -> None:
+    def _wait_for_message(self, source: Any, deadline: float | None, timeout: float | None) -> None:
         """EOFError if there will be none, TimeoutError if there was none in time."""
-        if not self._in.wait_for_message(deadline, self._writer_is_gone):
-            if self._writer_is_gone() and self._in.is_empty():
+        if not source.wait_for_message(deadline, self._writer_is_gone):
+            if self._writer_is_gone() and source.is_empty():
                 raise EOFError
-            if deadline is not None and SYSTEM.monotonic() >= deadline and self._in.is_empty():
+            if deadline is not None and SYSTEM.monotonic() >= deadline and source.is_empty():
                 raise TimeoutError(f"{self._text()}: no message within {timeout} s")
 
     def peek(self, *, timeout: float | None = None) -> Peek:
@@ -237,7 +250,10 @@ class _Messages:
         deadline = deadline_after(timeout)
         if timeout is not None and timeout <= 0:
             return self._writer_is_gone()
-        return bool(source.wait_for_message(deadline, self._writer_is_gone)) or self._writer_is_gone()
+        try:
+            return bool(source.wait_for_message(deadline, self._writer_is_gone)) or self._writer_is_gone()
+        finally:
+            source.pass_on()  # we leave the message to others
 
     # -- the other end ------------------------------------------------------------------------------------------------
 
@@ -257,18 +273,100 @@ class _Messages:
         raise NotImplementedError
 
 
-class Reservation:
+class _InPlace:
+    """A ``with`` block under the lock of one end of a ring, around one message in shared memory."""
+
+    __slots__ = ("_end", "_messages", "_process", "_timeout")
+
+    def __init__(self, messages: _Messages, timeout: float | None) -> None:
+        self._messages = messages
+        self._timeout = timeout
+        self._end: Any = None  # Producer or Consumer, from the beginning of the block on
+        self._process: object = None
+
+    @property
+    def lease(self) -> Lease | None:
+        """The present hold of a channel with a lease: its deadline, and whether it is asked to leave."""
+        lease: Lease | None = self._end.lock.lease if self._end is not None else None
+        return lease
+
+    def __enter__(self) -> memoryview:
+        if self._end is not None:
+            raise ValueError("this was used already")
+        end = self._choose()
+        if end.lock._words.is_mine():
+            raise RuntimeError(f"{self._messages._text()}: this thread is inside already, and it is not recursive")
+        self._end = end
+        deadline = deadline_after(self._timeout)
+        try:
+            while True:
+                (end.lock if deadline is None else Within(end, deadline)).__enter__()
+                self._process = _process.current
+                view = self._begin()
+                if view is not None:
+                    return view
+                end.lock.release()
+                self._wait(deadline)
+        except BaseException as error:
+            self._leave()
+            end.pass_on()
+            if error.__class__ is IndexError:
+                raise end.damaged("TAIL or HEAD points nowhere") from None
+            raise
+
+    def __exit__(self, kind: object, value: object, traceback: TracebackType | None) -> None:
+        end = self._end
+        if self._process is not _process.current:
+            return  # a child that was forked inside: its parent's view is dead here already
+        is_done = False
+        try:
+            if kind is None:
+                if not end.lock._words.is_mine():
+                    raise RuntimeError(f"{self._messages._text()}: its lock was taken by this block, and is not held any more")
+                _process.to_the_end(end.take_back)
+                is_done = True  # before it is so: one wake-up too many does no harm
+                self._finish()
+        finally:
+            try:
+                self._leave()
+            finally:
+                try:
+                    if is_done:
+                        end.tell()
+                finally:
+                    end.pass_on()
+
+    def _leave(self) -> None:
+        """Nothing of it is left; also if it was interrupted."""
+        end = self._end
+        if end.lock._words.is_mine():
+            try:
+                _process.to_the_end(end.take_back)
+            finally:
+                end.lock.release()
+
+    def _choose(self) -> Any:
+        raise NotImplementedError
+
+    def _begin(self) -> memoryview | None:
+        raise NotImplementedError
+
+    def _wait(self, deadline: float | None) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+
+class Reservation(_InPlace):
     """The room for one message, while it is being written."""
 
-    __slots__ = ("_messages", "_out", "_place", "_size", "_timeout", "_view")
+    __slots__ = ("_place", "_size")
 
     def __init__(self, messages: _Messages, size: int, timeout: float | None) -> None:
-        self._messages = messages
+        super().__init__(messages, timeout)
         self._size = size
-        self._timeout = timeout
-        self._out: Any = None
         self._place = -1
-        self._view: memoryview | None = None
 
     def truncate(self, length: int) -> None:
         """Send only the first ``length`` bytes of the view."""
@@ -276,89 +374,47 @@ class Reservation:
             raise ValueError(f"length must be 0 to {self._size}, not {length}")
         self._size = length
 
-    def __enter__(self) -> memoryview:
-        if self._out is not None:
-            raise ValueError("this reservation was used already")
-        out = self._out = self._messages._out
-        deadline = deadline_after(self._timeout)
-        while True:
-            try:
-                (out.lock if deadline is None else Within(out, deadline)).__enter__()
-                got = out.begin(self._size)
-                if got is not None:
-                    self._place, self._view = got
-                    return self._view
-            except IndexError:
-                raise out.damaged("TAIL points nowhere") from None
-            finally:
-                if self._view is None and out.lock._words.is_mine():
-                    out.lock.release()
-            if not out.wait_for_room(self._size, deadline, self._messages._reader_is_gone):
-                self._messages._check_reader()
-                raise TimeoutError(
-                    f"{self._messages._text()}: no room for a message of {self._size} bytes within {self._timeout} s"
-                )
+    def _choose(self) -> Any:
+        return self._messages._out
 
-    def __exit__(self, kind: object, value: object, traceback: TracebackType | None) -> None:
-        out, view = self._out, self._view
-        assert view is not None
-        try:
-            if out.lender.end(view):
-                out.look_again()
-            if kind is None:
-                out.finish(self._place, self._size)
-        finally:
-            if out.lock._words.is_mine():
-                out.lock.release()
-        if kind is None:
-            out.tell()
+    def _begin(self) -> memoryview | None:
+        got: tuple[int, memoryview] | None = self._end.begin(self._size)
+        if got is None:
+            return None
+        self._place, view = got
+        return view
+
+    def _wait(self, deadline: float | None) -> None:
+        if not self._end.wait_for_room(self._size, deadline, self._messages._reader_is_gone):
+            self._messages._check_reader()
+            raise TimeoutError(
+                f"{self._messages._text()}: no room for a message of {self._size} bytes within {self._timeout} s"
+            )
+
+    def _finish(self) -> None:
+        self._end.finish(self._place, self._size)
 
 
-class Peek:
+class Peek(_InPlace):
     """The next message, while it is being read."""
 
-    __slots__ = ("_after", "_in", "_messages", "_timeout", "_view")
+    __slots__ = ("_after",)
 
-    def __init__(self, messages: _Messages, timeout: float | None) -> None:
-        self._messages = messages
-        self._timeout = timeout
-        self._in: Any = None
-        self._after = 0
-        self._view: memoryview | None = None
+    def _choose(self) -> Any:
+        return self._messages._in
 
-    def __enter__(self) -> memoryview:
-        if self._in is not None:
-            raise ValueError("this was used already")
-        source = self._in = self._messages._in
-        deadline = deadline_after(self._timeout)
-        while True:
-            try:
-                (source.lock if deadline is None else Within(source, deadline)).__enter__()
-                got = source.begin()
-                if got is not None:
-                    self._after, _, self._view = got
-                    return self._view
-            except IndexError:
-                raise source.damaged("HEAD points nowhere") from None
-            finally:
-                if self._view is None and source.lock._words.is_mine():
-                    source.lock.release()
-            self._messages._wait_for_message(deadline, self._timeout)
+    def _begin(self) -> memoryview | None:
+        got: tuple[int, int, memoryview] | None = self._end.begin()
+        if got is None:
+            return None
+        self._after, _, view = got
+        return view
 
-    def __exit__(self, kind: object, value: object, traceback: TracebackType | None) -> None:
-        source, view = self._in, self._view
-        assert view is not None
-        try:
-            if source.lender.end(view):
-                source.look_again()
-            if kind is None:
-                source.finish(self._after)
-        finally:
-            if source.lock._words.is_mine():
-                source.lock.release()
-        if kind is None:
-            source.tell()
-        source.pass_on()
+    def _wait(self, deadline: float | None) -> None:
+        self._messages._wait_for_message(self._end, deadline, self._timeout)
+
+    def _finish(self) -> None:
+        self._end.finish(self._after)
 
 
 def _part_of(buf: Any, offset: int, size: int | None) -> memoryview:
@@ -405,8 +461,8 @@ class Channel(_Messages):
     """One end of a pair of buffers between a privileged end and a user end.
 
     name         the channel of that name in ``domain``, created if there is none and a size is given; None: a new one
-    size         bytes of messages that each direction holds, and the longest single message; about twice as much memory is
-                 taken at once (OSError if it can't be had).  None: as it is
+    size         bytes of the longest message, and about how many each direction holds (each message counts 8 to 15 more);
+                 about twice as much memory is taken at once (OSError if it can't be had).  None: as it is
     privileged   which end this object is
     lease, grace, rank, on_terminate, record_site   as for :class:`Lock`: how long a message may be in the making, or being read
                  in place
@@ -488,7 +544,7 @@ class Channel(_Messages):
     @property
     def closed(self) -> bool:
         """Whether this object is closed."""
-        return isinstance(self._in, _Closed)
+        return isinstance(self._in, Closed)
 
     @property
     def contracts(self) -> tuple[Contract, ...]:
@@ -515,7 +571,7 @@ class Channel(_Messages):
 
     def close(self) -> None:
         """Close this object; the channel stays for others.  Closing again does nothing."""
-        self._out = self._in = _Closed("the channel is closed")
+        self._out = self._in = Closed("the channel is closed")
 
     def __enter__(self) -> Self:
         return self
@@ -548,11 +604,11 @@ def _rebuild_channel(
     inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, privileged: bool, terms: Terms | None
 ) -> Channel:
     channel = Channel.__new__(Channel)
-    channel._bind(_memory_of(inherited, named, Declaration(at.CHANNEL)), privileged, terms)
+    channel._bind(memory_of(inherited, named, Declaration(at.CHANNEL)), privileged, terms)
     return channel
 
 
-def _memory_of(inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, wanted: Declaration) -> Memory:
+def memory_of(inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, wanted: Declaration) -> Memory:
     """The memory of a pickled object, in the process where it arrives."""
     if inherited is not None:
         block: Block = _anonymous.attach_inherited(*inherited)
@@ -667,9 +723,9 @@ class Connection(_Messages):
         return f"<Connection ({state if self._readable or self.closed else 'write-only'})>"
 
 
-_HANDLE_IS_CLOSED: Final = _Closed("handle is closed")
-_READ_ONLY: Final = _Closed("connection is read-only")
-_WRITE_ONLY: Final = _Closed("connection is write-only")
+_HANDLE_IS_CLOSED: Final = Closed("handle is closed")
+_READ_ONLY: Final = Closed("connection is read-only")
+_WRITE_ONLY: Final = Closed("connection is write-only")
 
 
 def _shut(memory: Memory, side: int) -> None:
@@ -681,8 +737,6 @@ def _shut(memory: Memory, side: int) -> None:
             seen = words_of.load(block.word)
             if words_of.compare_exchange(block.word, seen, seen | SHUT):
                 break
-    from ._parking import parking_of
-
     for block in memory.controls():
         parking_of(memory.arena).unpark_many(block.index)
 
