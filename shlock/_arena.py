@@ -282,6 +282,9 @@ class Arena:
         first = self.layout.process_table
         return [w for row in range(self.layout.processes) if (w := self.words.load(first + row * at.PROCESS_WORDS))]
 
+    def different(self, fact: str) -> SegmentError:
+        return SegmentError(self.segment.name, fact, "Use another name or domain, or ask for what is there.")
+
     def damaged(self, fact: str) -> SegmentError:
         return SegmentError(
             self.segment.name or "without a name",

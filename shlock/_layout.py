@@ -115,7 +115,13 @@ BLOCK_CELLS: Final = 8  # 8 cells here, then EXTENSION_CELLS in every extension
 BLOCK_WORDS: Final = 16
 # A ring has no cells either.
 BLOCK_PLACE: Final = 11  # TAIL or HEAD
-BLOCK_INTENT: Final = 12  # two words
+BLOCK_INTENT: Final = 12  # two words; of consumers, TAKING behind them
+# Nor has a queue, or a slot of its (``_taken``), whose AFTER is in the place of HEAD.
+BLOCK_LENGTH: Final = 12  # bytes of the item in a slot
+BLOCK_STATE: Final = 13  # of a slot
+BLOCK_MOST_ITEMS: Final = 11
+BLOCK_MOST_DELIVERIES: Final = 12
+BLOCK_RETURNED: Final = 13  # a hint: there may be an item in a slot that nobody holds
 BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 # A leased Lock or RLock has no cells; these words are there instead.
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own

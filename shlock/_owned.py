@@ -95,7 +95,7 @@ class OwnedWords:
 
     __slots__ = (
         "__weakref__", "block", "depth", "grant", "has_permits", "is_inherited", "looks", "name", "next_look",
-        "parking", "places", "policy", "skips", "thread", "turn", "view",
+        "on_heir", "parking", "places", "policy", "skips", "thread", "turn", "view",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -116,6 +116,8 @@ class OwnedWords:
         self.looks = MOST_LOOKS // 4  # how often looking is worth it: more after a success, less after a failure
         self.skips = [0]
         self.grant: Any = None  # of a leased lock: the contract of this process
+        #: Called under the lock by who got it after a death, before anything else: it decides what the dead one has done.
+        self.on_heir: Callable[[], None] | None = None
         self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
         _all_words.add(self)
 
@@ -182,8 +184,11 @@ class OwnedWords:
             self.view[start + at.BLOCK_SINCE] = now = SYSTEM.monotonic_ns()
             if parked:
                 self.turn = now
-            if waiter.died and not repair:
-                self.tell_heir()
+            if waiter.died:
+                if self.on_heir is not None:
+                    self.on_heir()
+                if not repair:
+                    self.tell_heir()
             done = True
             waiter.words = None
             _waiters.append(waiter)
