@@ -11,6 +11,7 @@ When a process dies while it holds such a lock, by whatever means, the next one 
 from typing import TYPE_CHECKING, Any
 
 from .block import Block
+from .channel import Channel, Connection, Pipe
 from .context import get_context
 from .contract import Contract, Lease
 from .errors import (
@@ -22,6 +23,7 @@ from .errors import (
     SegmentError,
     SupervisorError,
 )
+from .queue import JoinableQueue, Queue, SimpleQueue
 from .synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, Owner, RLock, Semaphore, Waiter
 
 if TYPE_CHECKING:
@@ -34,17 +36,23 @@ __all__ = [
     "Barrier",
     "Block",
     "BoundedSemaphore",
+    "Channel",
     "Condition",
+    "Connection",
     "Contract",
     "ContractDenied",
     "Event",
+    "JoinableQueue",
     "Lease",
     "LeaseExpired",
     "Lock",
     "Owner",
+    "Pipe",
+    "Queue",
     "RLock",
     "SegmentError",
     "Semaphore",
+    "SimpleQueue",
     "Supervisor",
     "SupervisorError",
     "Waiter",

@@ -1,8 +1,8 @@
 """Multiprocessing contexts whose primitives are shlock's.
 
-``get_context(method)`` is multiprocessing's context of that start method, in which Lock, RLock, Semaphore,
-BoundedSemaphore, Condition, Event and Barrier are ours, and with them the ones inside Queue, JoinableQueue, SimpleQueue,
-Pool, Value and Array.
+``get_context(method)`` is multiprocessing's context of that start method, in which Lock, RLock, Semaphore, BoundedSemaphore,
+Condition, Event, Barrier, Queue, JoinableQueue, SimpleQueue and Pipe are ours, and with them the locks inside Pool, Value and
+Array.  A Pool's own queues stay multiprocessing's, on our locks: its code reads their private parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from multiprocessing import context as mp_context
 from typing import Any
 
-from . import synchronize
+from . import channel, queue, synchronize
 
 __all__ = ["get_context"]
 
@@ -23,6 +23,8 @@ class _Primitives(mp_context.BaseContext):
 
     #: What a lock that multiprocessing's own code makes does when its owner dies; None is the default, "warn".
     _on_abandoned: synchronize.Policy | None = None
+    #: Whether SimpleQueue is multiprocessing's.
+    _for_pool = False
 
     def Lock(self, name: str | None = None, **options: Any) -> Any:
         """As :class:`shlock.Lock`."""
@@ -61,6 +63,22 @@ class _Primitives(mp_context.BaseContext):
         """As :class:`shlock.Barrier`."""
         return synchronize.Barrier(parties, action, timeout, name, ctx=self, **options)
 
+    def Queue(self, maxsize: int = 0, name: str | None = None, **options: Any) -> Any:
+        """As :class:`shlock.Queue`."""
+        return queue.Queue(maxsize, name, ctx=self, **options)
+
+    def JoinableQueue(self, maxsize: int = 0, name: str | None = None, **options: Any) -> Any:
+        """As :class:`shlock.JoinableQueue`."""
+        return queue.JoinableQueue(maxsize, name, ctx=self, **options)
+
+    def SimpleQueue(self) -> Any:
+        """As :class:`shlock.SimpleQueue`."""
+        return super().SimpleQueue() if self._for_pool else queue.SimpleQueue(ctx=self)
+
+    def Pipe(self, duplex: bool = True, *, size: int | None = None) -> Any:
+        """As :func:`shlock.Pipe`."""
+        return channel.Pipe(duplex, size=size)
+
     def Pool(
         self,
         processes: int | None = None,
@@ -75,23 +93,23 @@ class _Primitives(mp_context.BaseContext):
         """
         from multiprocessing.pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=_context(self._method, "ignore"))
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=_context(self._method, "ignore", True))
 
     _method: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _context, (self._method, self._on_abandoned)
+        return _context, (self._method, self._on_abandoned, self._for_pool)
 
     def get_context(self, method: str | None = None) -> Any:
         return self if method is None else get_context(method)
 
 
 @cache
-def _context(method: str, on_abandoned: synchronize.Policy | None) -> Any:
+def _context(method: str, on_abandoned: synchronize.Policy | None, for_pool: bool) -> Any:
     """The one context for a start method; ValueError if there is no such method."""
     base = type(multiprocessing.get_context(method))
-    cls = type(f"Shlock{base.__name__}", (_Primitives, base), {"_method": method, "_on_abandoned": on_abandoned})
-    return cls()
+    options = {"_method": method, "_on_abandoned": on_abandoned, "_for_pool": for_pool}
+    return type(f"Shlock{base.__name__}", (_Primitives, base), options)()
 
 
 def get_context(method: str | None = None) -> Any:
@@ -101,4 +119,4 @@ def get_context(method: str | None = None) -> Any:
     """
     if method is None:
         method = multiprocessing.get_start_method()
-    return _context(method, None)
+    return _context(method, None, False)
