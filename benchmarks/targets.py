@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from . import messages
+from .messages import size_text
 from .peers import BASELINE, OURS
 from .recovery import WAITERS
 from .report import NO_FIGURE, Table, number
@@ -21,6 +23,15 @@ FLOOR_FACTOR = 2.0
 IDLE_PER_CENT = 0.5
 GRANTS_PER_SECOND = 1000
 ENFORCED_WITHIN_MS = 100
+MESSAGES = (  # bytes of a message, who, over whom, at least so many times as many messages per second
+    (messages.KIB, messages.OUR_PIPE, messages.PIPE, 2.5),
+    (messages.KIB, messages.OUR_QUEUE, messages.QUEUE, 4.0),
+    (messages.KIB, messages.OUR_QUEUE_MANY, messages.QUEUE, 15.0),
+    (64 * messages.KIB, messages.OUR_PIPE, messages.PIPE, 5.0),
+    (messages.MIB, messages.ONE_COPY, messages.MEMCPY, 0.8),
+    (messages.MIB, messages.NO_COPY, messages.MEMCPY, 1.0),
+)
+FASTER_FIFO = ((messages.OUR_QUEUE, messages.FASTER), (messages.OUR_QUEUE_MANY, messages.FASTER_MANY))
 
 
 def _uncontended(data: dict[str, Any]) -> tuple[str, float, bool]:
@@ -73,6 +84,30 @@ def _supervised(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
     ]
 
 
+def _messages(data: dict[str, Any]) -> list[tuple[str, float | None, bool]]:
+    """Unpinned.  faster_fifo is a target only where it took part; of ourselves who is missing has not kept it."""
+    found = []
+    for size, ours, other, least in MESSAGES:
+        measured = _ratio_of_messages(data["cells"], size, ours, other)
+        kept = measured is not None and measured >= least
+        found.append((f"messages of {size_text(size)}: {ours} at least {least:g} times {other}", measured, kept))
+    for ours, other in FASTER_FIFO:
+        if other in data["missing"]:
+            continue
+        ratios = {size: _ratio_of_messages(data["cells"], size, ours, other) for size in data["sizes"]}
+        known = {ratio: size for size, ratio in ratios.items() if ratio is not None}
+        worst = min(known, default=None)
+        where = f" (worst: {size_text(known[worst])})" if worst is not None else ""
+        kept = worst is not None and worst > 1 and len(known) == len(ratios)
+        found.append((f"messages: {ours} faster than {other} at every size{where}", worst, kept))
+    return found
+
+
+def _ratio_of_messages(cells: dict[str, Any], size: int, ours: str, other: str) -> float | None:
+    found: float | None = cells[f"{size_text(size)}, {messages.UNPINNED}"].get(ours, {"ratios": {}})["ratios"].get(other)
+    return found
+
+
 _CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "uncontended": _uncontended,
     "contended": _contended,
@@ -80,6 +115,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lifecycle": _lifecycle,
     "fairness": _fairness,
     "supervised": _supervised,
+    "messages": _messages,
 }
 
 
@@ -93,5 +129,5 @@ def table(groups: dict[str, dict[str, object]]) -> Table:
             rows.append([f"{group}: no figure for {OURS}", NO_FIGURE, "no"])
             continue
         for text, measured, kept in found if isinstance(found, list) else [found]:
-            rows.append([text, number(measured), "yes" if kept else "no"])
+            rows.append([text, NO_FIGURE if measured is None else number(measured), "yes" if kept else "no"])
     return Table("Targets", ["target", "measured", "kept"], rows)
