@@ -9,50 +9,14 @@ a copy, and is paid only by who keeps something.  The lender then takes a fresh 
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import sys
 from collections.abc import Callable
-from typing import Final
 
 from . import _layout as at
+from ._mapping import make_private
 
-__all__ = ["Lender", "address_of"]
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_MAP_FIXED: Final = 0x10
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
-
-
-class _Buffer(ctypes.Structure):
-    """Py_buffer."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.c_void_p),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-def address_of(mapping: mmap.mmap) -> int:
-    """Where a mapping begins in the memory of this process, writable or not."""
-    buffer = _Buffer()
-    if ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapping), ctypes.byref(buffer), 0) != 0:
-        raise BufferError("a mapping without a buffer")
-    address: int = buffer.buf
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
-    assert address
-    return address
+__all__ = ["Lender"]
 
 
 class Lender:
@@ -99,11 +63,4 @@ class Lender:
         if end <= first:
             return
         self._mapping = self._map()
-        content = kept[first:end]
-        address = address_of(kept) + first
-        got = _libc.mmap(
-            address, end - first, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1, 0
-        )
-        if got == _MAP_FAILED:
-            raise OSError(ctypes.get_errno(), "no memory for what was kept of a view")
-        ctypes.memmove(address, content, end - first)
+        make_private(kept, first, end)

@@ -27,6 +27,7 @@ from typing import Final
 from . import _anonymous, _names
 from . import _layout as at
 from ._arena import PROCESSES, Arena, Block, Declaration, write_header
+from ._mapping import map_file
 from ._segment import Segment
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
@@ -128,8 +129,7 @@ class Memory:
 
     def map(self, first: int, length: int, *, writable: bool = True) -> mmap.mmap:
         """A mapping of some bytes of the data, from a page on.  Its memory must have been reserved before it is touched."""
-        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        return mmap.mmap(self.arena.segment.fd, length, access=access, offset=self._first + first)
+        return map_file(self.arena.segment.fd, self._first + first, length, writable=writable)
 
     def reserve(self, first: int, length: int) -> None:
         """Take the memory for some bytes of the data.  OSError (ENOSPC) if it can't be had; nothing has changed then."""
