@@ -239,7 +239,7 @@ def _queue(make: Callable[[], Any], messages: list[bytes]) -> Route:
 
 def _our_queue() -> Any:
     """What a program gets that asks shlock's context for a Queue."""
-    return importlib.import_module("shlock.queue").Queue()
+    return importlib.import_module("shlock").get_context("fork").Queue()
 
 
 def _our_queue_in_batches(messages: list[bytes]) -> Route:
@@ -396,7 +396,7 @@ Cells = dict[tuple[int, str], dict[str, Series]]
 
 
 def run(quick: bool, scratch: Scratch) -> Findings:
-    """Measure; about 15 s when quick (three sizes, unpinned), else below 4 minutes."""
+    """Measure; some 15 s when quick (three sizes, unpinned), else 3 minutes; longer where others use the machine."""
     absent = {one.name: reason for one in CONTESTANTS if (reason := missing(one.module, one.attribute))}
     names = [one.name for one in CONTESTANTS if one.name not in absent]
     cores, remark = _two_cores()
