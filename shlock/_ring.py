@@ -188,6 +188,7 @@ class _End:
         self._writable_data = writable
         self._mapped = 0  # bytes of chunks
         self.lock: Lock
+        self.way_in: Lock | Within  # the lock, or within a block in place one that knows of it
         self.lender: Lender
         _all.add(self)
         self.map_up_to(min(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS), geometry.chunk * geometry.chunks))
@@ -267,14 +268,19 @@ class _End:
         self.view[self._their_intent] = 0
         if crash_points:
             crash_points[0]("C35 chunks LEFT, INTENT closed")
-        kept = table[: self.geometry.chunks].tobytes().count(_FREE_BYTE) if self.geometry.is_lazy else 0
-        for index in mine:
-            if self.geometry.is_lazy and kept >= KEPT_CHUNKS:
+        self.free(mine)
+        self._sweep()
+
+    def free(self, indices: Iterable[int]) -> None:
+        """Chunks that are the caller's are not in use any more."""
+        is_lazy = self.geometry.is_lazy
+        kept = self.table[: self.geometry.chunks].tobytes().count(_FREE_BYTE) if is_lazy else 0
+        for index in indices:
+            if is_lazy and kept >= KEPT_CHUNKS:
                 self._give_memory_back(index)
             else:
-                table[index] = FREE
+                self.table[index] = FREE
                 kept += 1
-        self._sweep()
 
     def _sweep(self) -> None:
         """Under the lock of the consumers: free what one of them had left when it died."""
@@ -393,19 +399,24 @@ _process.refresh_in_child.append(_in_child)
 
 
 class Within:
-    """The lock of one end, for who waits for it until a deadline at most: TimeoutError."""
+    """The lock of one end, for who waits for it until a deadline at most: TimeoutError.
+
+    RuntimeError for a thread that has it already, which would wait for itself.
+    """
 
     __slots__ = ("__exit__", "_deadline", "_end")
 
-    def __init__(self, end: _End, deadline: float) -> None:
+    def __init__(self, end: _End, deadline: float | None) -> None:
         self._end = end
         self._deadline = deadline
         self.__exit__: Callable[..., None] = end.lock.__exit__
 
     def __enter__(self) -> None:
-        lock = self._end.lock
+        lock, deadline = self._end.lock, self._deadline
+        if lock._words.is_mine():
+            raise RuntimeError(f"{self._end.text}: this thread is inside already, and it is not recursive")
         try:
-            if not lock.acquire(True, max(0.0, self._deadline - SYSTEM.monotonic())):
+            if not lock.acquire(True, None if deadline is None else max(0.0, deadline - SYSTEM.monotonic())):
                 raise TimeoutError(f"{self._end.text}: others were busy with it until the time was over")
         except BaseException:
             if lock._words.is_mine():
@@ -479,7 +490,7 @@ class Producer(_End):
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, geometry, name, writable=terms is None or "send" in terms.operations)
         block = memory.control(control + PRODUCERS)
-        self.lock = Lock._over(block, terms, needs="send")
+        self.lock = self.way_in = Lock._over(block, terms, needs="send")
         self.intent = block.start + at.BLOCK_INTENT
         self._consumers = memory.control(control + CONSUMERS)
         self.longest = geometry.longest
@@ -496,7 +507,7 @@ class Producer(_End):
         length = len(body)
         view, process = self.view, _process.current
         try:
-            with lock or self.lock:
+            with lock or self.way_in:
                 tail = view[self.tail]
                 place = (tail & PLACE) << 3
                 if (place & self.mask) + length > self.room or place >= self._mapped or self.most_messages != COUNT:
@@ -523,7 +534,7 @@ class Producer(_End):
         """Put one message there that is given in parts, as ``put``."""
         process = _process.current
         try:
-            with lock or self.lock:
+            with lock or self.way_in:
                 place = self._find_place(self.view[self.tail], length)
                 if place < 0:
                     return False
@@ -547,7 +558,7 @@ class Producer(_End):
         process = _process.current
         done = 0
         try:
-            with lock or self.lock:
+            with lock or self.way_in:
                 tail = view[self.tail]
                 place, count = (tail & PLACE) << 3, tail >> COUNT_SHIFT
                 for body, tag in zip(bodies[first:] if first else bodies, tags, strict=False):
@@ -698,7 +709,11 @@ class Producer(_End):
         return None if place < 0 else (place, self.lend(place, length))
 
     def finish(self, place: int, length: int, tag: int = 0) -> None:
-        """Under the lock: send the message whose bytes are in place."""
+        """Under the lock: send the message whose bytes are in place.  It may be shorter than ``begin`` was told."""
+        first, run = self.view[self.intent] >> COUNT_SHIFT, self.view[self.intent] & PLACE
+        needed = -(-(length + OVERHEAD) // self.chunk)
+        if needed < run and first * self.chunk == place:
+            self.free(range(first + needed, min(first + run, self.geometry.chunks)))  # while INTENT still names them
         self.words[place >> 3] = length | tag << TAG_SHIFT
         if crash_points:
             crash_points[0]("C30 bytes written")
@@ -723,7 +738,7 @@ class Consumer(_End):
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, geometry, name, writable=False)
         block = memory.control(control + CONSUMERS)
-        self.lock = Lock._over(block, terms, needs="receive")
+        self.lock = self.way_in = Lock._over(block, terms, needs="receive")
         self.intent = block.start + at.BLOCK_INTENT
 
     # -- taking -------------------------------------------------------------------------------------------------------
@@ -733,7 +748,7 @@ class Consumer(_End):
         view, process = self.view, _process.current
         left: list[range] | None = None
         try:
-            with lock or self.lock:
+            with lock or self.way_in:
                 head = view[self.head]
                 if view[self.tail] >> COUNT_SHIFT == head >> COUNT_SHIFT:
                     return None
@@ -771,7 +786,7 @@ class Consumer(_End):
         append = found.append
         left: list[range] = []
         try:
-            with lock or self.lock:
+            with lock or self.way_in:
                 head = view[self.head]
                 count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most, MOST_MESSAGES)
                 if not count:

@@ -294,18 +294,17 @@ class _InPlace:
         if self._end is not None:
             raise ValueError("this was used already")
         end = self._choose()
-        if end.lock._words.is_mine():
-            raise RuntimeError(f"{self._messages._text()}: this thread is inside already, and it is not recursive")
         self._end = end
         deadline = deadline_after(self._timeout)
         try:
             while True:
-                (end.lock if deadline is None else Within(end, deadline)).__enter__()
+                Within(end, deadline).__enter__()
                 self._process = _process.current
+                end.way_in = Within(end, None)
                 view = self._begin()
                 if view is not None:
                     return view
-                end.lock.release()
+                self._release()
                 self._wait(deadline)
         except BaseException as error:
             self._leave()
@@ -339,11 +338,16 @@ class _InPlace:
     def _leave(self) -> None:
         """Nothing of it is left; also if it was interrupted."""
         end = self._end
-        if end.lock._words.is_mine():
+        if self._process is _process.current and end.lock._words.is_mine():
             try:
                 _process.to_the_end(end.take_back)
             finally:
-                end.lock.release()
+                self._release()
+
+    def _release(self) -> None:
+        self._process = None
+        self._end.way_in = self._end.lock
+        self._end.lock.release()
 
     def _choose(self) -> Any:
         raise NotImplementedError
