@@ -4,13 +4,15 @@ Whoever takes an item copies it into a *slot* first, a control block with a lock
 moves HEAD of the ring past it.  The item is in the slot until it is acknowledged.  The slot's lock says who works on it: when
 that process dies, or leaves with an exception, the item is there for the next one.
 
-    STATE of a slot   FILLED | tag << 8 | deliveries << 16, or 0: empty
+    STATE of a slot   FILLED | tag << 8 | deliveries << 16 | acknowledged << 32: how many items were, modulo 2**32
     AFTER             HEAD of the ring behind this item
+    LENGTH            bytes of the item, as long as it is there or its memory was not given back
     TAKING            of the ring's consumers: number of the slot that is being filled, plus one; 0: none
     RETURNED          of the queue, a hint: there may be an item in a slot that nobody holds
+    KEPT              of the queue: 0 if no slot is filled, and so none of it has to be looked at
 
     # slot      lock    entered by                       leaves to
-    # EMPTY     free    acknowledge                      FILLING
+    # EMPTY     free    acknowledge, get                 FILLING
     # FILLING   held    a consumer                       HELD (HEAD moves past it), EMPTY (its death or exception before)
     # HELD      held    HEAD moves, or taken once more   EMPTY (acknowledge), RETURNED (exception, death of the holder)
     # RETURNED  free    exception, death                 HELD, EMPTY (with a get, or as a dead letter)
@@ -19,6 +21,9 @@ that process dies, or leaves with an exception, the item is there for the next o
     #     cleared, a FILLED slot counts only if HEAD is AFTER it
     # T2  deliveries counts up before the item is handed out, so that it is never too low
     # T3  who finds TAKING set after a death decides before anybody moves HEAD: the heir of the consumers' lock does
+    # T4  an item is gone and is counted as done in one step; a get empties the slot and leaves the counting to task_done
+    # T5  KEPT is set before a slot is filled, and cleared when none is, both under the consumers' lock
+    # T6  the consumers' lock is waited for with a slot in hand only to learn what TAKING means; slots are never waited for
 
     killed after                words say                     repaired by                        outcome
     C40 TAKING set              slot empty, HEAD unchanged    heir of the consumers' lock        the message is in the ring
@@ -26,32 +31,56 @@ that process dies, or leaves with an exception, the item is there for the next o
     C42 HEAD moved              TAKING set, slot filled       heir of the consumers' lock        returned, once
     C43 TAKING cleared          slot filled, its owner dead   who looks for the dead, in 10 ms   returned
     C44 taken once more         deliveries counted up         the same                           returned
-    C45 slot emptied            acknowledged, lock held       who takes the slot                 gone
-    C46 put among the letters   slot filled                   the same                           a dead letter twice
-    C47 given back              slot filled, lock free        RETURNED is set when a consumer    returned
-                                                              looks for the dead
+    C45 slot emptied            done, lock held               who needs the slot                 gone
+    C46 put among the letters   slot filled                   who looks for the dead             a dead letter twice
+    C47 given back              slot filled, lock free        the same                           returned
+
+Whoever waits for an item looks for the dead at each poll; who takes or gets without waiting does so before it looks for an
+item, if KEPT is set and it has not looked for the length of a poll interval.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Final
 
 from . import _layout as at
 from . import _process
+from ._atomic import fence
 from ._memory import Memory, pages
-from ._ring import COUNT, COUNT_SHIFT, Consumer, Producer
-from ._sys import crash_points
+from ._parking import POLL_INTERVAL
+from ._ring import COUNT, COUNT_SHIFT, Consumer, Producer, Within
+from ._sys import SYSTEM, crash_points
 from .contract import Terms
 from .synchronize import Lock
 
-__all__ = ["SLOTS", "Slot", "Slots"]
+__all__ = ["MOST_DELIVERIES", "SLOTS", "Grip", "Slot", "Slots", "within"]
 
 SLOTS: Final = 128  # items of one queue that can be taken and not acknowledged at the same time
 FILLED: Final = 1
-TAG_SHIFT, DELIVERIES_SHIFT = 8, 16
+TAG_SHIFT, DELIVERIES_SHIFT, ACKNOWLEDGED_SHIFT = 8, 16, 32
+TAG: Final = 0xFF
+MOST_DELIVERIES: Final = 0xFFFF  # that are counted
+ACKNOWLEDGED: Final = COUNT << ACKNOWLEDGED_SHIFT
 KEPT_BYTES: Final = 1 << 16  # of memory that a slot keeps when it is empty
+#: Seconds for which a call that waits for no item and no room waits for somebody who is in the middle of putting or getting.
+COURTESY: Final = 1.0
+
+
+def within(end: Consumer | Producer, deadline: float | None) -> Within | None:
+    """The lock of one end of a ring, for a call with a deadline: TimeoutError; None: as long as it takes."""
+    return None if deadline is None else Within(end, max(deadline, SYSTEM.monotonic() + COURTESY))
+
+
+class Grip:
+    """A thread's hold of a slot, or its attempt: named before its lock is taken, so that an interruption finds it."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self) -> None:
+        self.slot: Slot | None = None
 
 
 class Slot:
@@ -69,48 +98,82 @@ class Slot:
         self.after = block.start + at.BLOCK_PLACE
         self.length = block.start + at.BLOCK_LENGTH
         self.first = slots.first_byte + index * slots.stride
-        self.reserved = 0
+        self._reserved = 0  # bytes that have their memory, as far as this object knows
+        self._beginning: mmap.mmap | None = None  # KEPT_BYTES of it, mapped
 
     @property
     def tag(self) -> int:
-        return self.view[self.state] >> TAG_SHIFT & 0xFF
+        return self.view[self.state] >> TAG_SHIFT & TAG
 
     @property
     def deliveries(self) -> int:
         """How often the item was handed out."""
-        return self.view[self.state] >> DELIVERIES_SHIFT
+        return self.view[self.state] >> DELIVERIES_SHIFT & MOST_DELIVERIES
 
     def is_filled(self) -> bool:
         return bool(self.view[self.state] & FILLED)
 
-    def _map(self, length: int, *, writable: bool) -> mmap.mmap:
-        return self.slots.memory.map(self.first, pages(max(1, length)), writable=writable)
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds it."""
+        return self.lock._words.is_mine()
+
+    def is_of_this_process(self) -> bool:
+        return self.view[self.word] & at.OWNER == _process.current.word
+
+    def _map(self, length: int) -> mmap.mmap:
+        kept = min(KEPT_BYTES, self.slots.stride)
+        if length > kept:
+            return self.slots.memory.map(self.first, pages(length))
+        if self._beginning is None:
+            self._beginning = self.slots.memory.map(self.first, kept)
+        return self._beginning
+
+    def _reserve(self, length: int) -> None:
+        self.slots.memory.reserve(self.first, pages(max(1, length)))
+        self._reserved = length
 
     def read(self) -> bytearray | bytes:
         """A copy of the item's bytes, under the lock."""
         length = self.view[self.length]
         if length > self.slots.stride:
             raise self.slots.consumer.damaged("a taken item is longer than there is room for")
-        with self._map(length, writable=False) as mapping:
-            return bytearray(mapping[:length]) if self.tag >= 3 else mapping[:length]
+        if length > self._reserved:
+            self._reserve(length)  # it has its memory, unless LENGTH was overwritten: an OSError then, and no SIGBUS
+        mapping = self._map(length)
+        if self.tag < 3:
+            return mapping[:length]
+        with memoryview(mapping) as view:
+            return bytearray(view[:length])
 
     def write(self, content: memoryview) -> None:
-        """Under its lock and that of the consumers: the bytes of the item that is being taken."""
+        """Under its lock and that of the consumers: the bytes of the item that is being taken.  OSError without memory."""
         length = len(content)
-        self.slots.memory.reserve(self.first, pages(max(1, length)))
-        self.reserved = length
-        with self._map(length, writable=True) as mapping:
-            mapping[:length] = content
+        self._give_memory_back()  # of an item that somebody acknowledged who died then
+        self._reserve(length)
+        self._map(length)[:length] = content
         self.view[self.length] = length
 
     def acknowledge(self) -> None:
         """The item is done; under the lock."""
-        self.view[self.state] = 0
+        self._empty(1)
+
+    def empty(self) -> None:
+        """The item is somebody's who got it; under the lock."""
+        self._empty(0)
+
+    def _empty(self, done: int) -> None:
+        self.view[self.state] = self.view[self.state] + (done << ACKNOWLEDGED_SHIFT) & ACKNOWLEDGED  # T4
         if crash_points:
             crash_points[0]("C45 slot emptied")
+        self._give_memory_back()
+
+    def _give_memory_back(self) -> None:
         length = self.view[self.length]
-        if KEPT_BYTES < length <= self.slots.stride:
-            self.slots.memory.give_back(self.first + KEPT_BYTES, pages(length) - KEPT_BYTES)
+        if length:
+            if KEPT_BYTES < length <= self.slots.stride:
+                self._reserved = 0
+                self.slots.memory.give_back(self.first + KEPT_BYTES, pages(length) - KEPT_BYTES)
+            self.view[self.length] = 0
 
 
 class Slots:
@@ -125,8 +188,10 @@ class Slots:
         consumer: Consumer,
         letters: Producer,
         terms: Terms | None,
+        done: int,
     ) -> None:
-        """``stride``: bytes of data for each; ``letters``: where items go that were delivered too often."""
+        """``stride``: bytes of data for each; ``letters``: where items go that were delivered too often; ``done``: control
+        block that counts the items which were got and are done."""
         self.memory = memory
         self.first_control = first_control
         self.first_byte = first_byte
@@ -137,14 +202,19 @@ class Slots:
         self.most_deliveries = 0  # 0: no limit
         self.view = memory.arena.words.view
         self.returned = memory.control(0).start + at.BLOCK_RETURNED
+        self.kept = self.returned + 1
         self.taking = consumer.intent + 2
         self.free_block = memory.control(first_control + SLOTS)
+        self.done_block = memory.control(done)
         self._slots: dict[int, Slot] = {}
         self._latest = 0
+        self._next_look = 0.0
         layout = memory.arena.layout
-        self._states = [layout.block(first_control + index) + at.BLOCK_STATE for index in range(SLOTS)]
-        self._words = [layout.block(first_control + index) + at.BLOCK_WORD for index in range(SLOTS)]
-        consumer.lock._words.on_heir = self.decide
+        begin, end = layout.block(first_control), layout.block(first_control + SLOTS)
+        self._state, self._word, self._after = (
+            slice(begin + place, end, at.BLOCK_WORDS) for place in (at.BLOCK_STATE, at.BLOCK_WORD, at.BLOCK_PLACE)
+        )
+        consumer.lock._words.on_heir = self.decide = _decision(self)
 
     def slot(self, index: int) -> Slot:
         slot = self._slots.get(index)
@@ -154,37 +224,41 @@ class Slots:
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def take_new(self) -> Slot | None:
-        """The next item of the ring, in a slot that we hold; None if there is no item, or no slot."""
-        slot = self._lock_free_slot()
-        if slot is None:
-            return None
-        done = False
-        try:
-            with self.consumer.lock:
-                done = self._fill(slot)
-        finally:
-            if not done:
-                self.release(slot)
-        return slot if done else None
+    def take_new(self, grip: Grip, deadline: float | None) -> bool:
+        """Take hold of the next item of the ring, in a slot; whether there was an item, and a slot.  TimeoutError.
 
-    def _fill(self, slot: Slot) -> bool:
-        consumer, view = self.consumer, self.view
-        got = consumer.begin()
-        if got is None:
+        Whatever is raised, ``let_go`` puts things right.
+        """
+        consumer, process = self.consumer, _process.current
+        if consumer.is_empty():
             return False
-        after, tag, content = got
+        self.slot(self._latest)  # a contract for it, if need be, before others have to wait for us
         try:
+            with within(consumer, deadline) or consumer.lock:
+                if consumer.is_empty() or not self._lock_free_slot(grip):
+                    return False
+                assert grip.slot is not None
+                self._fill(grip.slot)
+        except BaseException as error:
+            raise consumer.failed(consumer.writable_block, error, process) from None
+        consumer.tell()
+        return True
+
+    def _fill(self, slot: Slot) -> None:
+        consumer, process = self.consumer, _process.current
+        view = consumer.view  # useless in a child that is forked meanwhile
+        try:
+            got = consumer.begin()
+            assert got is not None
+            after, tag, content = got
+            view[self.kept] = 1  # T5
             view[self.taking] = slot.index + 1
             if crash_points:
                 crash_points[0]("C40 TAKING set")
-            try:
-                slot.write(content)
-            finally:
-                if consumer.lender.end(content):
-                    consumer.look_again()
+            slot.write(content)
+            _process.to_the_end(consumer.take_back)
             view[slot.after] = after
-            view[slot.state] = FILLED | tag << TAG_SHIFT | 1 << DELIVERIES_SHIFT  # T2
+            view[slot.state] = view[slot.state] & ACKNOWLEDGED | FILLED | tag << TAG_SHIFT | 1 << DELIVERIES_SHIFT  # T2
             if crash_points:
                 crash_points[0]("C41 slot filled")
             consumer.finish(after)  # T1
@@ -192,111 +266,210 @@ class Slots:
                 crash_points[0]("C42 HEAD moved")
             view[self.taking] = 0
         except BaseException:
-            _process.to_the_end(self.decide)
+            if process is _process.current:
+                _process.to_the_end(consumer.take_back)
+                _process.to_the_end(self.decide)
             raise
         if crash_points:
             crash_points[0]("C43 TAKING cleared")
-        return True
 
-    def decide(self) -> None:
-        """T3: whether the item of which TAKING speaks is in the slot or in the ring.  Under the consumers' lock."""
-        number = self.view[self.taking]
-        if number:
-            if number <= SLOTS:
-                start = self.memory.arena.layout.block(self.first_control + number - 1)
-                if self.view[self.consumer.head] != self.view[start + at.BLOCK_PLACE]:
-                    self.view[start + at.BLOCK_STATE] = 0
-            self.view[self.taking] = 0
+    def _lock_free_slot(self, grip: Grip) -> bool:
+        """Take hold of an empty slot, under the consumers' lock: the latest one if possible."""
+        for also_of_the_dead in (False, True):
+            for step in range(SLOTS):
+                index = (self._latest + step) % SLOTS
+                if not self._is_free(index, also_of_the_dead):
+                    continue
+                slot = self.slot(index)
+                if self._lock(slot, grip):
+                    if not slot.is_filled():
+                        self._latest = index
+                        return True
+                    self.let_go(grip)
+        return False
 
-    def _lock_free_slot(self) -> Slot | None:
-        """An empty slot, locked: the latest one if possible."""
-        for step in range(SLOTS):
-            index = (self._latest + step) % SLOTS
-            if self.view[self._states[index]] or (self.view[self._words[index]] & at.OWNER and step < SLOTS // 2):
-                continue
-            slot = self.slot(index)
-            if slot.lock.acquire(False):
-                if not slot.is_filled():
-                    self._latest = index
-                    return slot
-                slot.lock.release()
-        return None
+    def _is_free(self, index: int, also_of_the_dead: bool) -> bool:
+        start, view = self._state.start + index * at.BLOCK_WORDS, self.view
+        if view[start] & FILLED:
+            return False
+        owner = view[start - at.BLOCK_STATE + at.BLOCK_WORD] & at.OWNER
+        return not owner or (also_of_the_dead and not _process.is_alive(owner))
 
     def any_free(self) -> bool:
-        """Whether a slot is empty."""
-        return any(not self.view[state] for state in self._states)
+        """Whether a slot is empty, and nobody alive has it."""
+        return any(self._is_free(index, True) for index in range(SLOTS))
+
+    def _lock(self, slot: Slot, grip: Grip) -> bool:
+        """Take hold of a slot if nobody has it."""
+        if slot.is_mine():
+            return False
+        grip.slot = slot
+        if slot.lock.acquire(False):
+            return True
+        grip.slot = None
+        return False
 
     # -- returned items -----------------------------------------------------------------------------------------------
 
-    def take_returned(self) -> Slot | None:
-        """An item that came back, the oldest first, in a slot that we hold; None if there is none."""
-        if not self.view[self.returned]:
-            return None
-        # An exchange: the hint is gone before we look, so that who returns something now sets it again.
-        self.memory.arena.words.compare_exchange(self.returned, self.view[self.returned], 0)
-        for index in self._candidates():
-            slot = self.slot(index)
-            if not slot.lock.acquire(False):
-                continue
-            if self._is_returned(slot):
-                self.view[self.returned] = 1  # there may be more
-                self.view[slot.state] += 1 << DELIVERIES_SHIFT  # T2
-                if crash_points:
-                    crash_points[0]("C44 taken once more")
-                if not 0 < self.most_deliveries < slot.deliveries:
-                    return slot
-                self._bury(slot)
-            self.release(slot)
-        return None
+    def take_returned(self, grip: Grip, deadline: float | None) -> bool:
+        """Take hold of an item that came back, the oldest first; False if there is none.  TimeoutError.
 
-    def _is_returned(self, slot: Slot) -> bool:
+        Whatever is raised, ``let_go`` puts things right.
+        """
+        view = self.view
+        if not view[self.returned]:
+            return False
+        # An exchange: the hint is gone before we look, so that who returns something now sets it again.
+        self.memory.arena.words.compare_exchange(self.returned, view[self.returned], 0)
+        try:
+            for index in self._candidates():
+                slot = self.slot(index)
+                if not self._lock(slot, grip):
+                    continue
+                if self._is_returned(slot, deadline):
+                    view[self.returned] = 1  # there may be more
+                    if slot.deliveries < MOST_DELIVERIES:
+                        view[slot.state] += 1 << DELIVERIES_SHIFT  # T2
+                    if crash_points:
+                        crash_points[0]("C44 taken once more")
+                    if not 0 < self.most_deliveries < slot.deliveries:
+                        return True
+                    self._bury(slot, deadline)
+                self.let_go(grip)
+        except BaseException:
+            view[self.returned] = 1
+            raise
+        return False
+
+    def _is_returned(self, slot: Slot, deadline: float | None) -> bool:
         if self.view[self.taking] == slot.index + 1:
-            with self.consumer.lock:  # its heir decides
+            with within(self.consumer, deadline) or self.consumer.lock:  # its heir decides
                 pass
         return slot.is_filled()
 
     def _candidates(self) -> list[int]:
-        head = self.view[self.consumer.head] >> COUNT_SHIFT
+        """Slots with an item that nobody alive holds, the oldest item first."""
+        view = self.view
+        head = view[self.consumer.head] >> COUNT_SHIFT
+        alive: dict[int, bool] = {0: False}
         found = []
-        for index, (state, word) in enumerate(zip(self._states, self._words, strict=True)):
-            owner = self.view[word] & at.OWNER
-            if self.view[state] & FILLED and (not owner or not _process.is_alive(owner)):
-                after = self.view[self.memory.arena.layout.block(self.first_control + index) + at.BLOCK_PLACE]
-                found.append((-(head - (after >> COUNT_SHIFT) & COUNT), index))
+        for index, (state, word) in enumerate(zip(view[self._state].tolist(), view[self._word].tolist(), strict=True)):
+            if state & FILLED:
+                owner = word & at.OWNER
+                if owner not in alive:
+                    alive[owner] = _process.is_alive(owner)
+                if not alive[owner]:
+                    after = view[self._after.start + index * at.BLOCK_WORDS] >> COUNT_SHIFT
+                    found.append((-(head - after & COUNT), index))
         return [index for _, index in sorted(found)]
 
-    def _bury(self, slot: Slot) -> None:
+    def count_returned(self) -> int:
+        """How many items nobody alive holds."""
+        return len(self._candidates()) if self.view[self.kept] else 0
+
+    def _bury(self, slot: Slot, deadline: float | None) -> None:
         """One delivery too many: among the dead letters."""
-        body, tag = slot.read(), slot.tag
-        while not self.letters.put(body, tag):
-            if not self.letters.wait_for_room(len(body), None):
-                return
+        if not self.letters.put(slot.read(), slot.tag, within(self.letters, deadline)):
+            raise OSError(errno.ENOSPC, f"{self.letters.text}: no room for another dead letter; take some out")
         if crash_points:
             crash_points[0]("C46 put among the letters")
         slot.acknowledge()
+        self.wake_joiners()
 
     def look_for_the_dead(self) -> bool:
         """Set the hint if a holder has died.  Always False: for who waits and asks whether waiting is over."""
+        view = self.view
+        if not view[self.kept]:
+            return False
         if self._candidates():
-            self.view[self.returned] = 1
+            view[self.returned] = 1
+        elif not self._is_any_filled():
+            lock = self.consumer.lock
+            try:
+                if lock.acquire(False) and not self._is_any_filled():
+                    view[self.kept] = 0  # T5
+            finally:
+                if lock._words.is_mine():
+                    lock.release()
         return False
+
+    def look_now_and_then(self) -> None:
+        """``look_for_the_dead``, for who does not wait: at most once per poll interval."""
+        if self.view[self.kept]:
+            now = SYSTEM.monotonic()
+            if now >= self._next_look:
+                self._next_look = now + POLL_INTERVAL
+                self.look_for_the_dead()
+
+    def _is_any_filled(self) -> bool:
+        return bool(self.view[self.taking]) or any(state & FILLED for state in self.view[self._state].tolist())
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
-    def release(self, slot: Slot) -> None:
-        """Let go of a slot; wake who waits for an empty one, or for the item that is in it."""
-        is_filled = slot.is_filled()
-        slot.lock.release()
-        if is_filled:
-            if crash_points:
-                crash_points[0]("C47 given back")
-            self.view[self.returned] = 1
-            self.consumer.wake_consumers()
-        elif self.view[self.free_block.word] & at.PARKED:
-            self.consumer.wake(self.free_block)
+    def let_go(self, grip: Grip, *, of_other_thread: bool = False) -> None:
+        """Release the slot, if this thread has it; wake who waits for an empty one, or for the item that is in it.
 
-    def holders(self) -> Iterator[tuple[int, int]]:
-        """Of every item that was taken and not acknowledged: identity word of its holder (0: returned), deliveries."""
-        for state, word in zip(self._states, self._words, strict=True):
-            if self.view[state] & FILLED:
-                yield self.view[word] & at.OWNER, self.view[state] >> DELIVERIES_SHIFT
+        ``of_other_thread``: also if another thread of this process took it.
+        """
+        slot = grip.slot
+        if slot is None:
+            return
+        is_to_be_released = of_other_thread
+
+        def let_go() -> None:
+            nonlocal is_to_be_released
+            if is_to_be_released or slot.is_mine():
+                is_to_be_released = False  # release() goes on to its end, whatever it raises
+                slot.lock.release()
+            if slot.is_filled():
+                if crash_points:
+                    crash_points[0]("C47 given back")
+                self.view[self.returned] = 1
+                fence()  # pairs with the mark of who is about to sleep: it sees the hint, or we see the mark
+                self.consumer.wake_consumers()
+            if self.view[self.free_block.word] & at.PARKED:
+                self.consumer.wake(self.free_block)
+
+        _process.to_the_end(let_go)
+        grip.slot = None
+
+    def pass_on(self) -> None:
+        """After waiting for an item or a slot: wake the next one if there is more."""
+        consumer, view = self.consumer, self.view
+        there_is_more = not consumer.is_empty() or view[self.returned]
+        if there_is_more and view[consumer.readable] & at.PARKED:
+            consumer.wake(consumer.readable_block)
+        if there_is_more and view[self.free_block.word] & at.PARKED and (view[self.returned] or self.any_free()):
+            consumer.wake(self.free_block)
+
+    # -- what is done -------------------------------------------------------------------------------------------------
+
+    def unfinished(self) -> int:
+        """How many of all items that were put are not done."""
+        view = self.view
+        acknowledged = sum(state >> ACKNOWLEDGED_SHIFT for state in view[self._state].tolist())
+        done = (view[self.done_block.word] >> at.COUNT_SHIFT) + acknowledged  # first: else it may pass the TAIL that was seen
+        return (view[self.consumer.tail] >> COUNT_SHIFT) - done & COUNT
+
+    def wake_joiners(self) -> None:
+        """Wake who waits until all items are done, if they are."""
+        if self.view[self.done_block.word] & at.PARKED and not self.unfinished():
+            self.consumer.wake(self.done_block, SLOTS * SLOTS)
+
+
+def _decision(slots: Slots) -> Callable[[], None]:
+    """T3: what the heir of the consumers' lock does.  Not a method: it must not keep alive what it belongs to."""
+    view, layout, first = slots.view, slots.memory.arena.layout, slots.first_control
+    taking, head = slots.taking, slots.consumer.head
+
+    def decide() -> None:
+        """Whether the item of which TAKING speaks is in the slot or in the ring.  Under the consumers' lock."""
+        number = view[taking]
+        if number:
+            if number <= SLOTS:
+                start = layout.block(first + number - 1)
+                if view[head] != view[start + at.BLOCK_PLACE]:
+                    view[start + at.BLOCK_STATE] &= ACKNOWLEDGED
+            view[taking] = 0
+
+    return decide

@@ -5,6 +5,17 @@ the process ends, and an object that cannot be pickled is an error of ``put``.  
 takes one for good.  ``take`` holds it (``_taken``) until the ``with`` block ends, so that it is delivered at least once.
 
 A process that is killed while it puts, gets or holds an item leaves everybody else working.
+
+    killed in                       the item
+    put, before it is complete      was never there
+    put, afterwards                 is there
+    get, before HEAD has moved      is there
+    get, afterwards                 is gone: it was that process's
+    take, until it is acknowledged  comes back, before those that were put later; its delivery count tells
+    take, afterwards                is gone, and done
+
+Other processes never wait for the dead one longer than a poll interval.  An exception that a signal handler raises is like a
+death, but for one thing: it may come when ``put`` or ``get`` is all but over, and then the item is put, or gone.
 """
 
 from __future__ import annotations
@@ -16,17 +27,17 @@ from multiprocessing import context as mp_context
 from queue import Empty, Full
 from typing import Any, ClassVar, Final
 
-from . import _anonymous, _machine, _names, _pickling
+from . import _anonymous, _machine, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Declaration
 from ._atomic import Operand
 from ._memory import Memory, Shape, pages
 from ._owned import IGNORE
 from ._parking import deadline_after
-from ._ring import CONTROLS, COUNT, COUNT_SHIFT, Consumer, Geometry, Producer, Within, declarations, prepare
-from ._taken import SLOTS, Slot, Slots
+from ._ring import CONTROLS, LONGEST, Consumer, Geometry, Producer, declarations, prepare
+from ._taken import MOST_DELIVERIES, SLOTS, Grip, Slots, within
 from .channel import PIPE_CHUNK, PIPE_CHUNKS, Closed, check_size, memory_of
-from .contract import Contract, OnTerminate, Terms
+from .contract import Contract, Lease, OnTerminate, Terms
 from .synchronize import Waiter, terms_for, waiters_of
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "SimpleQueue", "Taken"]
@@ -36,6 +47,7 @@ DONE: Final = 1 + 2 * CONTROLS  # counts the items that are done; who joins park
 FIRST_SLOT: Final = DONE + 1  # and behind the slots a word at which parks who waits for an empty one
 BLOCKS: Final = FIRST_SLOT + SLOTS + 1
 MOST_ITEMS: Final = 2**31 - 1
+JOINABLE: Final = 1 << 32  # in BLOCK_MOST_ITEMS: its items are counted until they are done
 
 _USUAL: Final = ("send", "receive")
 
@@ -46,7 +58,8 @@ def _geometries(size: int) -> tuple[Geometry, Geometry]:
         items = Geometry.for_capacity(size)
     else:
         items = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_CHUNKS, is_lazy=True)
-    return items, Geometry(items.chunk, max(items.chunks, PIPE_CHUNKS), PIPE_CHUNKS, items.size, is_lazy=True)
+    chunks = max(items.chunks, min(PIPE_CHUNKS, 4 * LONGEST // items.chunk))  # as far as a place can say
+    return items, Geometry(items.chunk, chunks, chunks, items.size, is_lazy=True)
 
 
 def _shape(size: int, most_items: int, most_deliveries: int, terms: Terms | None) -> Shape:
@@ -85,40 +98,53 @@ class _Items:
         """Take the next item for good.
 
         Blocks until there is one, at most ``timeout`` seconds; queue.Empty if there is none in time, or at once if not
-        ``block``.
+        ``block``.  What is raised when it is unpickled comes out, and the item is gone.
         """
-        if block and timeout is None and (self._slots is None or not self._slots.view[self._slots.returned]):
+        slots = self._slots
+        if block and timeout is None and (slots is None or not slots.view[slots.kept]):
             got = self._in.get()
             if got is not None:
                 return _pickling.loads(*got)
         return _pickling.loads(*self._get_slowly(block, timeout))
 
     def _get_slowly(self, block: bool, timeout: float | None) -> tuple[int, Any]:
-        source, slots = self._in, self._slots
+        source = self._in
+        source.lock  # noqa: B018 - ValueError if it is closed
         deadline = deadline_after(timeout if block else 0.0)
-        lock = None if deadline is None else Within(source, deadline)
-        while True:
-            source.lock  # noqa: B018 - ValueError if it is closed
-            slot = slots.take_returned() if slots is not None else None
-            if slots is not None and slot is not None:
-                with _held(slots, slot):
-                    tag, body = slot.tag, slot.read()
-                    slot.acknowledge()
-                source.pass_on()
-                return tag, body
-            try:
-                got: tuple[int, Any] | None = source.get(lock)
-            except TimeoutError:
-                raise Empty from None
-            if got is not None:
-                source.pass_on()
-                return got
-            if not block or not self._wait(deadline):
-                raise Empty
+        try:
+            while True:
+                got: tuple[int, Any] | None = self._get_returned(deadline) or source.get(within(source, deadline))
+                if got is not None:
+                    return got
+                if not block or not self._wait(source, deadline):
+                    raise Empty
+        except TimeoutError:
+            raise Empty from None
+        finally:
+            self._pass_on(source)
 
-    def _wait(self, deadline: float | None) -> bool:
+    def _get_returned(self, deadline: float | None) -> tuple[int, Any] | None:
+        slots = self._slots
+        if slots is None:
+            return None
+        slots.look_now_and_then()
+        grip = Grip()
+        try:
+            if not slots.take_returned(grip, deadline):
+                return None
+            slot = grip.slot
+            assert slot is not None
+            tag, body = slot.tag, slot.read()
+            if not slot.is_mine():
+                raise RuntimeError("this process was forked in the middle of get(). The item is the parent's; begin anew.")
+            slot.empty()
+            return tag, body
+        finally:
+            slots.let_go(grip)
+
+    def _wait(self, source: Any, deadline: float | None) -> bool:
         """Until there may be an item."""
-        source, slots = self._in, self._slots
+        slots = self._slots
         if slots is None:
             return bool(source.wait_for_message(deadline))
         view, returned = slots.view, slots.returned
@@ -131,83 +157,121 @@ class _Items:
             )
         )
 
+    def _pass_on(self, source: Any) -> None:
+        (source if self._slots is None else self._slots).pass_on()
+
     def get_nowait(self) -> Any:
         """``get(False)``."""
         return self.get(False)
 
     def get_many(self, most: int, block: bool = True, timeout: float | None = None) -> list[Any]:
-        """Take up to ``most`` items for good: all that are there, and at least one.  Blocks as ``get``."""
+        """Take up to ``most`` items for good: all that are there, and at least one.  Blocks as ``get``.
+
+        An exception that is raised when one of them is unpickled has ``got``, the list of the others.
+        """
         if most < 1:
             raise ValueError(f"most must be at least 1, not {most}")
-        if self._slots is None or not self._slots.view[self._slots.returned]:
-            found = self._in.get_many(most)
-            if found:
-                return [_pickling.loads(tag, body) for tag, body in found]
-        first = self._get_slowly(block, timeout)
-        rest = self._in.get_many(most - 1) if most > 1 else []
-        return [_pickling.loads(tag, body) for tag, body in (first, *rest)]
+        source, slots = self._in, self._slots
+        found: list[tuple[int, Any]] = []
+        if block and timeout is None and (slots is None or not slots.view[slots.kept]):
+            found = source.get_many(most)
+        if not found:
+            found = [self._get_slowly(block, timeout)]
+            if most > 1:
+                with contextlib.suppress(TimeoutError):
+                    found += source.get_many(most - 1, within(source, 0.0))
+        objects = []
+        failure: BaseException | None = None
+        for tag, body in found:
+            try:
+                objects.append(_pickling.loads(tag, body))
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            with contextlib.suppress(Exception):
+                failure.got = objects  # type: ignore[attr-defined]
+            raise failure
+        return objects
 
     def qsize(self) -> int:
         """How many items are there to get.  The answer may be old when it arrives."""
-        returned = sum(1 for owner, _ in self._slots.holders() if not owner) if self._slots is not None else 0
-        return int(self._in.waiting()) + returned
+        return int(self._in.waiting()) + (self._slots.count_returned() if self._slots is not None else 0)
 
     def empty(self) -> bool:
         """Whether there is nothing to get."""
         return self.qsize() == 0
 
 
-@contextlib.contextmanager
-def _held(slots: Slots, slot: Slot) -> Any:
-    try:
-        yield
-    finally:
-        if slot.lock._words.is_mine():
-            slots.release(slot)
-
-
-class Taken:
+class Taken(Grip):
     """An item that is being worked on: ``with queue.take() as item:``."""
 
-    __slots__ = ("_block", "_queue", "_slot", "_timeout", "deliveries")
+    __slots__ = ("_after", "_block", "_process", "_queue", "_timeout", "deliveries")
 
     #: How often the item was handed out, this time included.
     deliveries: int
 
     def __init__(self, queue: Queue, block: bool, timeout: float | None) -> None:
+        super().__init__()
         self._queue = queue
         self._block = block
         self._timeout = timeout
-        self._slot: Slot | None = None
+        self._process = _process.current
+        self._after = 0
         self.deliveries = 0
+
+    @property
+    def lease(self) -> Lease | None:
+        """Of a queue with a lease, inside the block: the deadline, and whether it is asked to leave."""
+        return self.slot.lock.lease if self.slot is not None else None
 
     def __enter__(self) -> Any:
         if self.deliveries:
             raise ValueError("this was used already")
-        queue = self._queue
-        slot = self._slot = queue._take(self._block, self._timeout)
+        self._process = _process.current
         try:
-            self.deliveries = slot.deliveries
+            self._queue._take(self, self._block, self._timeout)
+            slot = self.slot
+            assert slot is not None
+            self._after, self.deliveries = slot.view[slot.after], slot.deliveries
             return _pickling.loads(slot.tag, slot.read())
         except BaseException:
-            self._give_back(slot)
+            self._queue._slots_there.let_go(self)
             raise
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
-        slot = self._slot
+        if self._process is not _process.current:
+            return  # a child that was forked inside: it is its parent's item
+        slot, slots = self.slot, self._queue._slots_there
         assert slot is not None
+        is_held = self._is_held()
         try:
             if kind is None:
+                if not is_held:
+                    raise RuntimeError(f"{self._queue._text()}: an item was taken by this block, and is not held any more")
                 slot.acknowledge()
         finally:
-            self._give_back(slot)
-        if kind is None:
-            self._queue._acknowledged()
+            try:
+                slots.let_go(self, of_other_thread=is_held)
+            finally:
+                if kind is None:
+                    slots.wake_joiners()
 
-    def _give_back(self, slot: Slot) -> None:
-        slots = self._queue._slots
-        if slots is not None and slot.lock._words.is_mine():
-            slots.release(slot)
+    def _is_held(self) -> bool:
+        """Whether it is this very delivery of the item that is in the slot."""
+        slot = self.slot
+        return (
+            slot is not None
+            and self._process is _process.current
+            and slot.is_of_this_process()
+            and slot.is_filled()
+            and (slot.view[slot.after], slot.deliveries) == (self._after, self.deliveries)
+        )
+
+    def __del__(self) -> None:
+        # Where a signal handler raised at the first step of __exit__.
+        with contextlib.suppress(Exception):
+            if self._is_held():
+                self._queue._slots_there.let_go(self, of_other_thread=True)
 
 
 class Queue(_Items):
@@ -217,13 +281,17 @@ class Queue(_Items):
     name            the queue of that name in ``domain``, created if there is none; None: a new one
     size            bytes of items that it holds, whose memory is taken at once, and the longest single item; None: memory is
                     taken as it is needed and given back (OSError of ``put`` when /dev/shm is full), items of up to a gigabyte
-    max_deliveries  an item that was handed out so often and is not acknowledged goes to ``dead_letters``; None: no limit
+    max_deliveries  an item that was handed out so often and was not acknowledged goes to ``dead_letters`` when it would be
+                    handed out once more; None: no limit
     lease, grace, rank, on_terminate, record_site   as for :class:`Lock`: how long an item may be worked on in ``take``
     operations      what the contract is asked for: "send" (put), "receive" (get and take) or both
 
     maxsize, size and max_deliveries belong to the queue: who attaches to a name either gives the same or none.  Without a name
     it can be pickled only while a process is being spawned.  There is no feeder thread: ``put`` pickles and copies before it
     returns, and raises what is wrong with the object.
+
+    A call that does not wait lets others finish their copying, for a second at most: Full and Empty mean that it is so, unless
+    somebody was stopped in the middle.  Any number of items may wait, but only 128 can be worked on in ``take`` at a time.
     """
 
     _joinable: ClassVar[bool] = False
@@ -247,11 +315,14 @@ class Queue(_Items):
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             raise TypeError(f"maxsize must be a number of items, not {type(maxsize).__name__}")
         most_items = maxsize if 0 < maxsize < MOST_ITEMS else 0
-        if max_deliveries is not None and (not isinstance(max_deliveries, int) or max_deliveries < 1):
-            raise ValueError(f"max_deliveries must be a number from 1 on, not {max_deliveries!r}")
+        if max_deliveries is not None:
+            if isinstance(max_deliveries, bool) or not isinstance(max_deliveries, int):
+                raise TypeError(f"max_deliveries must be a number, not {type(max_deliveries).__name__}")
+            if not 1 <= max_deliveries < MOST_DELIVERIES:
+                raise ValueError(f"max_deliveries must be a number from 1 to {MOST_DELIVERIES - 1}, not {max_deliveries}")
         terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, usual=_USUAL)
         bytes_ = 0 if size is None else check_size(size)
-        shape = _shape(bytes_, most_items, max_deliveries or 0, terms)
+        shape = _shape(bytes_, most_items | (JOINABLE if self._joinable else 0), max_deliveries or 0, terms)
         if name is None:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a queue with a name, and there is none")
@@ -284,14 +355,16 @@ class Queue(_Items):
         text = self._text()
         self._out: Any = Producer(memory, ITEMS, items, text, terms)
         self._in: Any = Consumer(memory, ITEMS, items, text, terms)
-        self._letters_out = Producer(memory, LETTERS, letters, text, terms)
-        self._letters_geometry = letters
         most = view[control.start + at.BLOCK_MOST_ITEMS]
-        self._most_items = most
-        if most:
-            self._out.most_messages = self._in.most_messages = most
-        self._done = memory.control(DONE)
-        self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, self._letters_out, terms)
+        if bool(most & JOINABLE) != self._joinable:
+            there, wanted = (JoinableQueue, Queue) if most & JOINABLE else (Queue, JoinableQueue)
+            raise memory.arena.different(f"{text} is a {there.__name__} there, and a {wanted.__name__} is wanted")
+        self._most_items = most & MOST_ITEMS
+        if self._most_items:
+            self._out.most_messages = self._in.most_messages = self._most_items
+        self._letters = DeadLetters(Consumer(memory, LETTERS, letters, f"{text}, dead letters", terms))
+        letters_out = Producer(memory, LETTERS, letters, f"{text}, dead letters", terms)
+        self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, letters_out, terms, DONE)
         self._slots.most_deliveries = view[control.start + at.BLOCK_MOST_DELIVERIES]
 
     @property
@@ -305,7 +378,8 @@ class Queue(_Items):
         """Put an item there.
 
         Blocks while the queue is full, at most ``timeout`` seconds; queue.Full if it still is, or at once if not ``block``.
-        Whatever is raised, nothing was put.
+        ValueError if the item is larger than the longest that fits, OSError if there is no memory for it.  Whatever is raised
+        here, nothing was put.
         """
         out = self._out
         out.put  # noqa: B018 - ValueError of a closed queue comes before whatever is wrong with the object
@@ -316,15 +390,18 @@ class Queue(_Items):
     def _put_slowly(self, tag: int, body: Any, block: bool, timeout: float | None) -> None:
         out = self._out
         deadline = deadline_after(timeout if block else 0.0)
-        lock = None if deadline is None else Within(out, deadline)
         length, parts = _pickling.layout(body) if tag == _pickling.OUT_OF_BAND else (len(body), None)
         try:
-            while not (out.put(body, tag, lock) if parts is None else out.put_parts(parts, length, tag, lock)):
+            while True:
+                lock = within(out, deadline)
+                if out.put(body, tag, lock) if parts is None else out.put_parts(parts, length, tag, lock):
+                    return
                 if not block or not out.wait_for_room(length, deadline):
                     raise Full
         except TimeoutError:
             raise Full from None
-        out.pass_on()
+        finally:
+            out.pass_on()
 
     def put_nowait(self, obj: Any) -> None:
         """``put(obj, False)``."""
@@ -333,7 +410,7 @@ class Queue(_Items):
     def put_many(self, objs: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
         """Put many items there, in order and faster than one by one.  Blocks as ``put``.
 
-        queue.Full has ``put``, the number of items that were put.
+        An exception that comes after some were put has ``put``, their number.
         """
         out = self._out
         out.put  # noqa: B018 - as in put()
@@ -350,17 +427,21 @@ class Queue(_Items):
             tags.append(tag)
             bodies.append(body)
         deadline = deadline_after(timeout if block else 0.0)
-        lock = None if deadline is None else Within(out, deadline)
         done = 0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                done += out.put_many(bodies, tags, done, lock)
-            if done == len(bodies):
-                return
-            if not block or not out.wait_for_room(len(bodies[done]), deadline):
-                full = Full()
-                full.put = done  # type: ignore[attr-defined]
-                raise full
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    done += out.put_many(bodies, tags[done:], done, within(out, deadline))
+                if done == len(bodies):
+                    return
+                if not block or not out.wait_for_room(len(bodies[done]), deadline):
+                    raise Full
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                error.put = done  # type: ignore[attr-defined]
+            raise
+        finally:
+            out.pass_on()
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -369,37 +450,42 @@ class Queue(_Items):
 
         Leaving by an exception, dying, or being removed when the lease is over puts it back, in its old place, with its
         delivery count (``Taken.deliveries``) one higher.  So every item is worked on at least once, and more than once only if
-        somebody did not finish.  Blocks as ``get``.
+        somebody did not finish.  What is raised when it is unpickled is such an exception.  Blocks as ``get``, and while
+        128 items are being worked on.  OSError if there is no memory to keep it in.
         """
         return Taken(self, block, timeout)
 
-    def _take(self, block: bool, timeout: float | None) -> Slot:
+    def _take(self, grip: Grip, block: bool, timeout: float | None) -> None:
         slots, source = self._slots_there, self._in
+        source.lock  # noqa: B018 - ValueError if it is closed
         deadline = deadline_after(timeout if block else 0.0)
-        while True:
-            source.lock  # noqa: B018 - ValueError if it is closed
-            slot = slots.take_returned() or slots.take_new()
-            if slot is not None:
-                source.pass_on()
-                return slot
-            if not block:
-                raise Empty
-            if not slots.any_free():
-                waited = source.wait_until(slots.free_block, slots.any_free, deadline, slots.look_for_the_dead)
-            else:
-                waited = self._wait(deadline)
-            if not waited:
-                raise Empty
+        try:
+            while True:
+                slots.look_now_and_then()
+                if slots.take_returned(grip, deadline) or slots.take_new(grip, deadline):
+                    return
+                if not block or not (self._wait(source, deadline) and self._wait_for_slot(source, deadline)):
+                    raise Empty
+        except TimeoutError:
+            raise Empty from None
+        finally:
+            slots.pass_on()
 
-    def _acknowledged(self) -> None:
-        """An item that was taken is done."""
+    def _wait_for_slot(self, source: Any, deadline: float | None) -> bool:
+        """Until an item can be taken again, or there may be an empty slot for a new one."""
+        slots = self._slots_there
+        view, returned = slots.view, slots.returned
+        return slots.any_free() or bool(
+            source.wait_until(
+                slots.free_block, lambda: bool(view[returned]) or slots.any_free(), deadline, slots.look_for_the_dead
+            )
+        )
 
     @property
     def dead_letters(self) -> DeadLetters:
         """The items that were handed out ``max_deliveries`` times and never acknowledged."""
-        return DeadLetters(
-            Consumer(self._memory, LETTERS, self._letters_geometry, f"{self._text()}, dead letters", self._terms)
-        )
+        self._in.lock  # noqa: B018 - ValueError if it is closed
+        return self._letters
 
     # -- the rest of the interface ------------------------------------------------------------------------------------
 
@@ -432,7 +518,8 @@ class Queue(_Items):
 
     def close(self) -> None:
         """This object will not be used any more; the queue stays for others.  Closing again does nothing."""
-        self._out = self._in = Closed(f"{self!r} is closed", ValueError)
+        if not isinstance(self._in, Closed):
+            self._out = self._in = Closed(f"{self!r} is closed", ValueError)
 
     def join_thread(self) -> None:
         """Nothing: there is no thread.  AssertionError before ``close``, as multiprocessing's."""
@@ -467,44 +554,34 @@ class Queue(_Items):
 class JoinableQueue(Queue):
     """A :class:`Queue` that counts the items which are not done yet.
 
-    ``task_done`` says that one is; so does leaving a ``take`` block.  Items that a dead process had got are never done.
+    ``task_done`` says that one is which was got.  One that was taken is done when its block ends normally, without
+    ``task_done``; so is one that goes to the dead letters.  Items that a dead process had got are never done.
     """
 
     _joinable = True
 
-    def _unfinished(self) -> int:
-        view = self._memory.arena.words.view
-        return (view[self._tail] >> COUNT_SHIFT) - (view[self._done.word] >> at.COUNT_SHIFT) & COUNT
-
-    def _bind(self, memory: Memory, terms: Terms | None) -> None:
-        super()._bind(memory, terms)
-        self._tail: int = self._out.tail
-        self._end: Producer = self._out
-
     def task_done(self) -> None:
         """One item that was got is done.  ValueError if all of them were already."""
-        words = self._memory.arena.words
+        slots, words = self._slots_there, self._memory.arena.words
+        place = slots.done_block.word
         operand = Operand()
-        pointer = words.pointer(self._done.word)
-        for _ in range(100_000):
-            w = words.load(self._done.word)
-            if not self._unfinished():
+        pointer = words.pointer(place)
+        for _ in range(100_000):  # somebody may overwrite it all the time
+            w = words.load(place)
+            if not slots.unfinished():
                 raise ValueError("task_done() called too many times")
             if operand.compare_exchange(pointer, w, (w + at.ONE) & at.WORD_MASK):
                 break
-        if not self._unfinished() and words.load(self._done.word) & at.PARKED:
-            self._end.wake(self._done, MOST_ITEMS)
-
-    def _acknowledged(self) -> None:
-        self.task_done()
+        slots.wake_joiners()
 
     def join(self) -> None:
         """Block until every item that was put is done."""
-        self._end.wait_until(self._done, lambda: not self._unfinished(), None)
+        slots = self._slots_there
+        slots.consumer.wait_until(slots.done_block, lambda: not slots.unfinished(), None)
 
 
 class SimpleQueue:
-    """The few methods of multiprocessing.SimpleQueue."""
+    """The few methods of multiprocessing.SimpleQueue.  It can be pickled only while a process is being spawned."""
 
     def __init__(self, *, ctx: Any = None) -> None:
         self._queue = Queue()
