@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ from ._arena import Block, Declaration
 from ._atomic import IS_WEAK, Operand, fence
 from ._lending import Lender
 from ._memory import Memory, pages
-from ._owned import IGNORE, usable_cores
+from ._owned import IGNORE
 from ._parking import Spot, parking_of
 from ._pickling import Part
 from ._sys import SYSTEM, crash_points
@@ -85,6 +86,7 @@ COUNT_SHIFT: Final = 32
 PLACE: Final = (1 << COUNT_SHIFT) - 1
 COUNT: Final = PLACE
 ONE: Final = 1 << COUNT_SHIFT
+HIGH: Final = COUNT << COUNT_SHIFT
 LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chunks is found though others lie in between
 
 NO_MEMORY, FREE, USED, LEFT = range(4)
@@ -96,6 +98,8 @@ MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 #: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
 KEPT_CHUNKS: Final = 8
 
+#: Of the machine: the other end may have been pinned to another one than this.
+CORES: Final = os.cpu_count() or 1
 MOST_LOOKS: Final = 300  # at a ring that is empty or full, before a thread parks; each takes some 0.1 us
 FEWEST_LOOKS: Final = 10
 
@@ -109,6 +113,7 @@ class Geometry:
     most    how many may be in use while more than one message is waiting
     first   byte of the data at which the ring begins: its table, and then its chunks
     is_lazy whether the memory of a chunk is taken when it is first used, and given back when many are not
+    kept    of a lazy one: how many chunks that are not in use keep their memory
     """
 
     chunk: int
@@ -116,6 +121,7 @@ class Geometry:
     most: int
     first: int = 0
     is_lazy: bool = False
+    kept: int = KEPT_CHUNKS
 
     @classmethod
     def for_capacity(cls, capacity: int, first: int = 0) -> Geometry:
@@ -213,7 +219,8 @@ class _End:
 
     def look_again(self) -> None:
         """Take the views of the present mapping."""
-        self.data = memoryview(self.lender.mapping)
+        self.mapping = self.lender.mapping
+        self.data = memoryview(self.mapping)
         self.words = self.data.cast("Q")
 
     def lend(self, place: int, length: int, *, read_only: bool = False) -> memoryview:
@@ -276,7 +283,7 @@ class _End:
         is_lazy = self.geometry.is_lazy
         kept = self.table[: self.geometry.chunks].tobytes().count(_FREE_BYTE) if is_lazy else 0
         for index in indices:
-            if is_lazy and kept >= KEPT_CHUNKS:
+            if is_lazy and kept >= self.geometry.kept:
                 self._give_memory_back(index)
             else:
                 self.table[index] = FREE
@@ -346,8 +353,7 @@ class _End:
         for_others  whether there may be something to do for others that wait here; None: they wait for the same condition
         is_stuck    asked at each poll: whether a death may stand in the way, so that the caller had better try (True)
         """
-        looks = self.looks if usable_cores() > 1 else 1
-        for _ in range(looks):
+        for _ in range(self.looks if CORES > 1 else 1):
             if condition():
                 self.looks = min(MOST_LOOKS, self.looks + 10)
                 return True
@@ -514,14 +520,14 @@ class Producer(_End):
                     place = self._find_place(tail, length)
                     if place < 0:
                         return False
-                start = place + 8
-                self.data[start : start + length] = body
+                end = place + 8 + length
+                self.mapping[place + 8 : end] = body
                 self.words[place >> 3] = length | tag << TAG_SHIFT
                 if crash_points:
                     crash_points[0]("C30 bytes written")
                 if IS_WEAK:
                     fence()
-                view[self.tail] = tail + ONE & ~PLACE & at.WORD_MASK | start + length + 7 >> 3  # R1
+                view[self.tail] = tail + ONE & HIGH | end + 7 >> 3  # R1
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
             if view[self.readable] & ATTENTION:
@@ -554,8 +560,8 @@ class Producer(_End):
         """
         if not first and bodies and (longest := max(map(len, bodies))) > self.longest:
             raise self.too_long(longest)
-        view, words, data, mask, room, mapped = self.view, self.words, self.data, self.mask, self.room, self._mapped
-        process = _process.current
+        view, words, mapping, mask, room, mapped = self.view, self.words, self.mapping, self.mask, self.room, self._mapped
+        process, has_limit = _process.current, self.most_messages != COUNT
         done = 0
         try:
             with lock or self.way_in:
@@ -563,18 +569,18 @@ class Producer(_End):
                 place, count = (tail & PLACE) << 3, tail >> COUNT_SHIFT
                 for body, tag in zip(bodies[first:] if first else bodies, tags, strict=False):
                     length = len(body)
-                    if (place & mask) + length > room or place >= mapped or self.most_messages != COUNT:
+                    if (place & mask) + length > room or place >= mapped or has_limit:
                         if IS_WEAK:
                             fence()
                         view[self.tail] = (count + done & COUNT) << COUNT_SHIFT | place >> 3
                         place = self._find_place(view[self.tail], length)
                         if place < 0:
                             break
-                        words, data, mapped = self.words, self.data, self._mapped
-                    start = place + 8
-                    data[start : start + length] = body
+                        words, mapping, mapped = self.words, self.mapping, self._mapped
+                    end = place + 8 + length
+                    mapping[place + 8 : end] = body
                     words[place >> 3] = length | tag << TAG_SHIFT
-                    place = start + length + 7 & ~7
+                    place = end + 7 & ~7
                     done += 1
                 else:
                     if crash_points:
@@ -719,7 +725,7 @@ class Producer(_End):
             crash_points[0]("C30 bytes written")
         if IS_WEAK:
             fence()
-        self.view[self.tail] = self.view[self.tail] + ONE & ~PLACE & at.WORD_MASK | place + 8 + length + 7 >> 3
+        self.view[self.tail] = self.view[self.tail] + ONE & HIGH | place + 8 + length + 7 >> 3
         if crash_points:
             crash_points[0]("C31 TAIL stored")
 
@@ -750,7 +756,7 @@ class Consumer(_End):
         try:
             with lock or self.way_in:
                 head = view[self.head]
-                if view[self.tail] >> COUNT_SHIFT == head >> COUNT_SHIFT:
+                if view[self.tail] == head:
                     return None
                 if IS_WEAK:
                     fence()
@@ -762,11 +768,12 @@ class Consumer(_End):
                     place, word = self.follow(place, left)
                     length = word & LENGTH
                 start = place + 8
-                part = self.data[start : start + length]
-                body = part.tobytes() if word < TO_BE_WRITTEN else bytearray(part)
+                end = start + length
+                # A slice of an mmap is a copy, at half the price of one of a memoryview.
+                body = self.mapping[start:end] if word < TO_BE_WRITTEN else bytearray(self.data[start:end])
                 if crash_points:
                     crash_points[0]("C33 bytes read")
-                after = head + ONE & ~PLACE & at.WORD_MASK | start + length + 7 >> 3
+                after = head + ONE & HIGH | end + 7 >> 3
                 if left is None:
                     view[self.head] = after  # R2
                 else:
@@ -794,18 +801,18 @@ class Consumer(_End):
                 if IS_WEAK:
                     fence()
                 place = (head & PLACE) << 3
-                words, data, mask, room, mapped = self.words, self.data, self.mask, self.room, self._mapped
+                words, mapping, mask, room, mapped = self.words, self.mapping, self.mask, self.room, self._mapped
                 for _ in range(count):
                     word = words[place >> 3] if place < mapped else LINK
                     length = word & LENGTH
                     if word & LINK or (place & mask) + length > room:
                         place, word = self.follow(place, left)
-                        words, data, mapped = self.words, self.data, self._mapped
+                        words, mapping, mapped = self.words, self.mapping, self._mapped
                         length = word & LENGTH
-                    start = place + 8
-                    part = data[start : start + length]
-                    append((word >> TAG_SHIFT & TAG, part.tobytes() if word < TO_BE_WRITTEN else bytearray(part)))
-                    place = start + length + 7 & ~7
+                    end = place + 8 + length
+                    body = mapping[place + 8 : end]
+                    append((word >> TAG_SHIFT & TAG, body if word < TO_BE_WRITTEN else bytearray(body)))
+                    place = end + 7 & ~7
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 self._step(head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
@@ -863,7 +870,7 @@ class Consumer(_End):
         self._left: list[range] = []
         place, word = self.follow((head & PLACE) << 3, self._left)
         length = word & LENGTH
-        after = head + ONE & ~PLACE & at.WORD_MASK | place + 8 + length + 7 >> 3
+        after = head + ONE & HIGH | place + 8 + length + 7 >> 3
         return after, word >> TAG_SHIFT & TAG, self.lend(place, length, read_only=True)
 
     def finish(self, after: int) -> None:

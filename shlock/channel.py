@@ -41,7 +41,7 @@ __all__ = ["Channel", "Connection", "Pipe"]
 DEFAULT_SIZE: Final = 1 << 20  # bytes
 MOST_BYTES: Final = 1 << 33  # of one direction: places of messages have so many words
 #: A pipe without a size: messages of up to half of it; memory is taken as it is needed.
-PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST = 1 << 16, 1 << 15, 17
+PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, PIPE_KEPT = 1 << 18, 1 << 13, 9, 128
 
 #: Bytes of the segment's file that stand for the ends; see ``_segment`` for the first two.
 BYTE_END: Final = 2
@@ -755,8 +755,8 @@ def _pipe_shape(size: int) -> tuple[Shape, Geometry, Geometry]:
     if size:
         shape, one, other = _shape(size, None)
         return shape, one, other
-    one = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, 0, is_lazy=True)
-    other = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, one.size, is_lazy=True)
+    one = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, 0, is_lazy=True, kept=PIPE_KEPT)
+    other = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, one.size, is_lazy=True, kept=PIPE_KEPT)
     return _shape_of((Declaration(at.CHANNEL),), 2 * declarations(at.CHANNEL), one, other)
 
 
