@@ -458,7 +458,9 @@ def _shape_of(
         for geometry in (one, other):
             prepare(memory, geometry)
 
-    return Shape(controls + rings, one.size + other.size, 0, prepare_both), one, other
+    # All at once: what is more than /dev/shm can ever hold is refused before any of it is taken.
+    reserve = 0 if one.is_lazy else one.size + other.size
+    return Shape(controls + rings, one.size + other.size, reserve, prepare_both), one, other
 
 
 class Channel(_Messages):
@@ -492,6 +494,8 @@ class Channel(_Messages):
         record_site: bool = False,
     ) -> None:
         terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, usual=_USUAL)
+        if not set(operations) & set(_USUAL):
+            raise ValueError(f"operations must be some of {', '.join(_USUAL)}, not {', '.join(operations)}")
         if name is None and size is None:
             size = DEFAULT_SIZE
         shape = None
@@ -520,6 +524,9 @@ class Channel(_Messages):
         self._size = control.parameter
         if not 0 < self._size <= MOST_BYTES or memory.size != _shape(self._size, None)[0].data:
             raise memory.arena.damaged(f"it says that it holds {self._size} bytes")
+        if control.leased and terms is None:
+            lease, grace = (memory.arena.words.load(control.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
+            terms = self._terms = Terms(lease, grace, 0, tuple(sorted(_USUAL)))
         _, *geometries = _shape(self._size, None)
         out, into = (0, 1) if privileged else (1, 0)
         self._out = Producer(memory, 1 + CONTROLS * out, geometries[out], self._text(), terms)
