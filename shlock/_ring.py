@@ -493,10 +493,13 @@ class _Waiter:
 class Producer(_End):
     """The side of a ring on which messages are put, in this process."""
 
-    def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
-        super().__init__(memory, control, geometry, name, writable=terms is None or "send" in terms.operations)
+    def __init__(
+        self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None, needs: str = "send"
+    ) -> None:
+        """``needs``: what the contract must allow to put messages here."""
+        super().__init__(memory, control, geometry, name, writable=terms is None or needs in terms.operations)
         block = memory.control(control + PRODUCERS)
-        self.lock = self.way_in = Lock._over(block, terms, needs="send")
+        self.lock = self.way_in = Lock._over(block, terms, needs=needs)
         self.intent = block.start + at.BLOCK_INTENT
         self._consumers = memory.control(control + CONSUMERS)
         self.longest = geometry.longest
@@ -556,7 +559,7 @@ class Producer(_End):
     def put_many(self, bodies: list[Any], tags: Iterable[int], first: int, lock: Lock | Within | None = None) -> int:
         """Put messages there from the one of that index on, without waiting for room; how many there was room for.
 
-        ValueError if one of them never fits, and then none was put.
+        ValueError if one of them never fits, and then none was put.  OSError if there is no memory for the first of them.
         """
         if not first and bodies and (longest := max(map(len, bodies))) > self.longest:
             raise self.too_long(longest)
@@ -573,7 +576,12 @@ class Producer(_End):
                         if IS_WEAK:
                             fence()
                         view[self.tail] = (count + done & COUNT) << COUNT_SHIFT | place >> 3
-                        place = self._find_place(view[self.tail], length)
+                        try:
+                            place = self._find_place(view[self.tail], length)
+                        except OSError:
+                            if not done:
+                                raise
+                            break  # who puts the rest is told
                         if place < 0:
                             break
                         words, mapping, mapped = self.words, self.mapping, self._mapped

@@ -352,6 +352,9 @@ class Queue(_Items):
         stride = _stride(items)
         if memory.size != items.size + letters.size + SLOTS * stride:
             raise memory.arena.damaged(f"it says that it holds {size} bytes")
+        if control.leased and terms is None:
+            lease, grace = (memory.arena.words.load(control.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
+            terms = self._terms = Terms(lease, grace, 0, tuple(sorted(_USUAL)))
         text = self._text()
         self._out: Any = Producer(memory, ITEMS, items, text, terms)
         self._in: Any = Consumer(memory, ITEMS, items, text, terms)
@@ -363,7 +366,8 @@ class Queue(_Items):
         if self._most_items:
             self._out.most_messages = self._in.most_messages = self._most_items
         self._letters = DeadLetters(Consumer(memory, LETTERS, letters, f"{text}, dead letters", terms))
-        letters_out = Producer(memory, LETTERS, letters, f"{text}, dead letters", terms)
+        # Whoever takes buries: that is no sending.
+        letters_out = Producer(memory, LETTERS, letters, f"{text}, dead letters", terms, needs="receive")
         self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, letters_out, terms, DONE)
         self._slots.most_deliveries = view[control.start + at.BLOCK_MOST_DELIVERIES]
 
@@ -430,8 +434,10 @@ class Queue(_Items):
         done = 0
         try:
             while True:
-                with contextlib.suppress(TimeoutError):
+                try:
                     done += out.put_many(bodies, tags[done:], done, within(out, deadline))
+                except TimeoutError:
+                    raise Full from None
                 if done == len(bodies):
                     return
                 if not block or not out.wait_for_room(len(bodies[done]), deadline):
@@ -475,7 +481,10 @@ class Queue(_Items):
         """Until an item can be taken again, or there may be an empty slot for a new one."""
         slots = self._slots_there
         view, returned = slots.view, slots.returned
-        return slots.any_free() or bool(
+        if slots.any_free():
+            return True
+        slots.pass_on()  # somebody may get what we cannot take
+        return bool(
             source.wait_until(
                 slots.free_block, lambda: bool(view[returned]) or slots.any_free(), deadline, slots.look_for_the_dead
             )
@@ -529,8 +538,7 @@ class Queue(_Items):
         """Nothing: there is no thread, and what was put is in shared memory."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self._in, Closed):
-            raise ValueError(f"{self!r} is closed")
+        self._in.lock  # noqa: B018 - ValueError if it is closed
         if self.name is None:
             mp_context.assert_spawning(self)
             return _rebuild, (type(self), _anonymous.export(self._memory.control(0)), None, self._terms)
