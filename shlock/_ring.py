@@ -232,7 +232,7 @@ class _End:
         """The end of the view.  May be called again when it was interrupted."""
         if self.lent is not None:
             self.lender.end(self.lent)
-            if self.data.obj is not self.lender.mapping:
+            if self.words.obj is not self.lender.mapping:
                 self.look_again()
             self.lent = None
 
@@ -388,6 +388,8 @@ class _End:
         """What to raise when putting or taking was interrupted: whoever it would have woken is woken."""
         if process is not _process.current:
             return RuntimeError(f"{self.text}: this process was forked in the middle of it. It is the parent's; begin anew.")
+        if self.way_in is self.lock and self.lock._words.is_mine():  # a signal came at the first step of the way out
+            self.lock.release()
         if self.view[block.word] & at.PARKED:
             self.wake(block)
         return self.damaged("TAIL or HEAD points nowhere") if error.__class__ is IndexError else error

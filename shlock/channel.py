@@ -274,15 +274,22 @@ class _Messages:
 
 
 class _InPlace:
-    """A ``with`` block under the lock of one end of a ring, around one message in shared memory."""
+    """A ``with`` block under the lock of one end of a ring, around one message in shared memory.
 
-    __slots__ = ("_end", "_messages", "_process", "_timeout")
+    What a signal handler raises inside ``__exit__`` comes out when all is finished; only what it raises at the very entry
+    leaves the lock held, as that of a Lock.
+    """
+
+    __slots__ = ("_before", "_end", "_error", "_is_done", "_is_over", "_messages", "_process", "_timeout")
 
     def __init__(self, messages: _Messages, timeout: float | None) -> None:
         self._messages = messages
         self._timeout = timeout
         self._end: Any = None  # Producer or Consumer, from the beginning of the block on
         self._process: object = None
+        self._before = 0  # TAIL or HEAD
+        self._is_done = self._is_over = False
+        self._error: Exception | None = None
 
     @property
     def lease(self) -> Lease | None:
@@ -293,18 +300,18 @@ class _InPlace:
     def __enter__(self) -> memoryview:
         if self._end is not None:
             raise ValueError("this was used already")
-        end = self._choose()
-        self._end = end
-        deadline = deadline_after(self._timeout)
+        end = self._end = self._choose()
         try:
+            deadline = deadline_after(self._timeout)
             while True:
                 Within(end, deadline).__enter__()
                 self._process = _process.current
                 end.way_in = Within(end, None)
+                self._before = self._place()
                 view = self._begin()
                 if view is not None:
                     return view
-                self._release()
+                self._leave()
                 self._wait(deadline)
         except BaseException as error:
             self._leave()
@@ -314,42 +321,62 @@ class _InPlace:
             raise
 
     def __exit__(self, kind: object, value: object, traceback: TracebackType | None) -> None:
-        end = self._end
         if self._process is not _process.current:
             return  # a child that was forked inside: its parent's view is dead here already
-        is_done = False
-        try:
-            if kind is None:
-                if not end.lock._words.is_mine():
-                    raise RuntimeError(f"{self._messages._text()}: its lock was taken by this block, and is not held any more")
-                _process.to_the_end(end.take_back)
-                is_done = True  # before it is so: one wake-up too many does no harm
-                self._finish()
-        finally:
+        interruption: BaseException | None = None
+        tries = 0
+        while True:
             try:
-                self._leave()
-            finally:
-                try:
-                    if is_done:
-                        end.tell()
-                finally:
-                    end.pass_on()
+                self._finish(kind is not None)
+                break
+            except BaseException as error:
+                tries += 1
+                if tries > _process.MOST_INTERRUPTIONS:  # it isn't a signal handler, then
+                    if self._is_over:
+                        raise
+                    self._is_over, tries = True, 0
+                interruption = error
+        if interruption is not None:
+            raise interruption
+        if self._error is not None:
+            raise self._error
+
+    def _finish(self, failed: bool) -> None:
+        """What is left to be done; may be called again when it was interrupted."""
+        end = self._end
+        if not self._is_over:
+            if not failed:
+                if not end.lock._words.is_mine():
+                    text = f"{self._messages._text()}: the lock of this block is not held by this thread any more"
+                    self._error = RuntimeError(text)
+                    return
+                end.take_back()
+                self._is_done = True  # before it is so: one wake-up too many does no harm
+                if self._place() == self._before:
+                    self._act()
+            self._is_over = True
+        self._leave()
+        if self._is_done:
+            try:
+                end.tell()
+            except BrokenPipeError as error:
+                self._error = error
+        end.pass_on()
 
     def _leave(self) -> None:
-        """Nothing of it is left; also if it was interrupted."""
-        end = self._end
-        if self._process is _process.current and end.lock._words.is_mine():
-            try:
-                _process.to_the_end(end.take_back)
-            finally:
-                self._release()
-
-    def _release(self) -> None:
-        self._process = None
-        self._end.way_in = self._end.lock
-        self._end.lock.release()
+        """Nothing of it is left; may be called again when it was interrupted."""
+        end, process = self._end, self._process
+        if process is _process.current and end.lock._words.is_mine():
+            end.take_back()
+            end.way_in = end.lock
+            end.lock.release()
 
     def _choose(self) -> Any:
+        """The end of the ring."""
+        raise NotImplementedError
+
+    def _place(self) -> int:
+        """TAIL or HEAD, which only who is inside changes."""
         raise NotImplementedError
 
     def _begin(self) -> memoryview | None:
@@ -358,19 +385,20 @@ class _InPlace:
     def _wait(self, deadline: float | None) -> None:
         raise NotImplementedError
 
-    def _finish(self) -> None:
+    def _act(self) -> None:
+        """Send or take the message."""
         raise NotImplementedError
 
 
 class Reservation(_InPlace):
     """The room for one message, while it is being written."""
 
-    __slots__ = ("_place", "_size")
+    __slots__ = ("_size", "_start")
 
     def __init__(self, messages: _Messages, size: int, timeout: float | None) -> None:
         super().__init__(messages, timeout)
         self._size = size
-        self._place = -1
+        self._start = -1
 
     def truncate(self, length: int) -> None:
         """Send only the first ``length`` bytes of the view."""
@@ -385,7 +413,7 @@ class Reservation(_InPlace):
         got: tuple[int, memoryview] | None = self._end.begin(self._size)
         if got is None:
             return None
-        self._place, view = got
+        self._start, view = got
         return view
 
     def _wait(self, deadline: float | None) -> None:
@@ -395,8 +423,11 @@ class Reservation(_InPlace):
                 f"{self._messages._text()}: no room for a message of {self._size} bytes within {self._timeout} s"
             )
 
-    def _finish(self) -> None:
-        self._end.finish(self._place, self._size)
+    def _place(self) -> int:
+        return int(self._end.view[self._end.tail])
+
+    def _act(self) -> None:
+        self._end.finish(self._start, self._size)
 
 
 class Peek(_InPlace):
@@ -417,7 +448,10 @@ class Peek(_InPlace):
     def _wait(self, deadline: float | None) -> None:
         self._messages._wait_for_message(self._end, deadline, self._timeout)
 
-    def _finish(self) -> None:
+    def _place(self) -> int:
+        return int(self._end.view[self._end.head])
+
+    def _act(self) -> None:
         self._end.finish(self._after)
 
 

@@ -413,10 +413,10 @@ def test_a_block_in_place_is_used_once_and_left_by_the_thread_that_entered(chann
     assert other.recv_bytes() == b"\0"
     left = channel.reserve(1)
     left.__enter__()
-    with pytest.raises(RuntimeError, match="not held any more"):
+    with pytest.raises(RuntimeError, match="not held by this thread any more"):
         InThread(lambda: left.__exit__(None, None, None)).result()
-    left.__exit__(None, None, None)
-    assert len(drain(other)) == 1
+    assert not other.poll()
+    channel._out.lock.release()
 
 
 @pytest.mark.parametrize("size", [-1, 1.0, "1", True, None])
@@ -898,7 +898,7 @@ def test_an_operation_that_is_interrupted_anywhere_leaves_whole_messages_and_no_
         trial.expected = expected
         return trial
 
-    interrupt_everywhere(make, 10)
+    interrupt_everywhere(make, 5)
 
 
 class WithWaiter(Trial):
