@@ -139,10 +139,11 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         _demo,
         "kill workers inside their critical section, many times a second, and lose nothing",
-        "Worker processes hash the files of a folder and add the results to a shared table under one lock, while a "
-        "chaos process kills them. At the end the table is compared with a sequential run: exit status 0 (PASS) if "
-        "nothing is lost and nothing counted twice, else 1 (FAIL). With --lock multiprocessing the run hangs at the "
-        "first worker killed inside; that is given up after --timeout seconds, with exit status 1 as well.",
+        "Worker processes take the files of a folder from a Queue, hash what another process reads and sends them through a "
+        "Channel, put the results into a Block and add them to a shared table under one lock, while a chaos process kills "
+        "them. At the end all results are compared with a sequential run: exit status 0 (PASS) if nothing is lost and "
+        "nothing counted twice, else 1 (FAIL). With --lock multiprocessing the run hangs at the first worker killed inside; "
+        "that is given up after --timeout seconds, with exit status 1 as well.",
     )
     demo.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="default: Python's standard library")
     demo.add_argument("--lock", choices=["shlock", "multiprocessing"], default="shlock", help="default: %(default)s")

@@ -1,6 +1,6 @@
-"""The demo's chaos process: kills workers at random moments, and aims half of its kills into the critical section.
+"""The demo's chaos process: kills workers and the reader at random moments, half of the time in the critical section.
 
-It kills through pidfds, which its parent opened right after starting each worker and which never mean another process,
+It kills through pidfds, which its parent opened right after starting each process and which never mean another one,
 so a pid that is used again is no danger. It knows where a worker is from the phase words in the table.
 """
 
@@ -22,7 +22,7 @@ from .workers import die_with
 __all__ = ["Chaos"]
 
 _MESSAGE = struct.Struct("II")
-"""What the parent says about a new worker, beside the pidfd: its slot and its pid."""
+"""What the parent says about a new process, beside the pidfd: its slot and its pid."""
 
 _AIMED_SHARE = 0.5
 """Share of the kills that are aimed into the critical section."""
@@ -33,12 +33,12 @@ _HUNG_SHARE = 0.1
 _AIM_SECONDS = 0.1
 """How long to try to hit a worker inside (seconds); after that, any worker will do."""
 
-_PHASES_LEFT_ALONE = (Phase.STARTING, Phase.ENTERING, Phase.DONE)
-"""A worker here will not be found inside soon: it waits, perhaps for another that we have just stopped."""
+_READER_SHARE = 0.1
+"""Share of the kills that are not aimed which are of the reader: all workers wait until the next one is there."""
 
 
 class Chaos:
-    """The parent's handle on the chaos process: start it, tell it about each new worker, stop it."""
+    """The parent's handle on the chaos process: start it, tell it about each new process, stop it."""
 
     def __init__(self, context: ForkContext, table: Table, kills_per_second: float, seed: int, *, hangs: bool = False) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,7 +59,7 @@ class Chaos:
         return self._process.sentinel
 
     def target(self, slot: int, pid: int) -> None:
-        """Hand over a worker just started by the caller and not yet waited for: only then ``pid`` is surely it."""
+        """Hand over a process just started by the caller and not yet waited for: only then ``pid`` is surely it."""
         pidfd = os.pidfd_open(pid)
         try:
             socket.send_fds(self._ours, [_MESSAGE.pack(slot, pid)], [pidfd])
@@ -95,7 +95,7 @@ def _run(workers: socket.socket, table: Table, kills_per_second: float, seed: in
 
 
 def _learn(workers: socket.socket, targets: dict[int, _Target], until: float) -> None:
-    """Take in new workers till the moment ``until``, a monotonic time in seconds."""
+    """Take in new processes till the moment ``until``, a monotonic time in seconds."""
     while select.select([workers], [], [], max(0.0, until - time.monotonic()))[0]:
         message, received, _, _ = socket.recv_fds(workers, _MESSAGE.size, 1)
         slot, pid = _MESSAGE.unpack(message)
@@ -107,16 +107,17 @@ def _learn(workers: socket.socket, targets: dict[int, _Target], until: float) ->
 def _kill_inside(table: Table, workers: dict[int, _Target], rng: random.Random, hung_share: float) -> int | None:
     """Kill a worker inside its critical section, or leave it hung there; its slot, or None if that did not succeed soon.
 
-    A signal takes longer to arrive than a critical section to pass. So we do not lie in wait: we stop a worker, look
-    where it has come to a stop, and let it go on if that is not inside.
+    A signal takes longer to arrive than a critical section to pass. So we stop a worker that we see inside, look where it
+    has come to a stop, and let it go on if that is not inside.
     """
     give_up = time.monotonic() + _AIM_SECONDS
     while time.monotonic() < give_up:
         phases = {slot: table.phase(slot) for slot in workers}
-        moving = [slot for slot, phase in phases.items() if phase not in _PHASES_LEFT_ALONE]
-        if not moving:
+        inside = [slot for slot, phase in phases.items() if phase.inside]
+        if not inside:
+            os.sched_yield()
             continue
-        slot = rng.choice([slot for slot in moving if phases[slot].inside] or moving)
+        slot = rng.choice(inside)
         target = workers[slot]
         target.send(signal.SIGSTOP)
         if target.wait_until_stopped(give_up) and table.phase(slot).inside:
@@ -130,17 +131,19 @@ def _kill_inside(table: Table, workers: dict[int, _Target], rng: random.Random, 
 
 
 def _kill_any(table: Table, workers: dict[int, _Target], rng: random.Random) -> int | None:
-    """Kill a worker that still works, wherever it is, and return its slot; None if there is none."""
-    working = [slot for slot in workers if table.phase(slot) is not Phase.DONE]
+    """Kill a worker that still works, or the reader, wherever it is, and return its slot; None if there is none."""
+    phases = {slot: table.phase(slot) for slot in workers}
+    working = [slot for slot, phase in phases.items() if phase not in (Phase.DONE, Phase.READING)]
+    readers = [slot for slot, phase in phases.items() if phase is Phase.READING]
     if not working:
         return None
-    slot = rng.choice(working)
+    slot = rng.choice(readers if readers and rng.random() < _READER_SHARE else working)
     workers[slot].send(signal.SIGKILL)
     return slot
 
 
 class _Target:
-    """A worker as chaos knows it. Signals go through the pidfd only; the pid serves for looking at its state."""
+    """A process as chaos knows it. Signals go through the pidfd only; the pid serves for looking at its state."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self._pid = pid

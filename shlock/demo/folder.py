@@ -9,7 +9,17 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LARGEST_FILE", "DemoError", "File", "Listing", "digest_of", "list_files", "standard_library"]
+__all__ = [
+    "LARGEST_FILE",
+    "DemoError",
+    "File",
+    "Listing",
+    "digest_of",
+    "digest_of_failure",
+    "failure_of",
+    "list_files",
+    "standard_library",
+]
 
 LARGEST_FILE = 8 * 2**20
 """Larger files are left out (bytes): a worker that is killed again and again would never get to the end of one."""
@@ -90,6 +100,15 @@ def digest_of(path: str) -> tuple[int, bytes]:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "unknown")
-        return 0, hashlib.sha256(f"cannot be read: {name}".encode()).digest()
+        return digest_of_failure(failure_of(error))
     return len(content), hashlib.sha256(content).digest()
+
+
+def failure_of(error: OSError) -> bytes:
+    """Why a file cannot be read: the name of the errno."""
+    return errno.errorcode.get(error.errno or 0, "unknown").encode()
+
+
+def digest_of_failure(failure: bytes) -> tuple[int, bytes]:
+    """Size and digest of a file that cannot be read."""
+    return 0, hashlib.sha256(b"cannot be read: " + failure).digest()

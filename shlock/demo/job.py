@@ -1,13 +1,14 @@
-"""The demo's parent: starts the workers and chaos, replaces the killed, notices a hang, cleans up, and judges.
+"""The demo's parent: starts workers, reader and chaos, replaces the killed, notices a hang, cleans up, and judges.
 
     pass      the whole folder once, on a new table, with a new set of workers
     run       passes until the wanted time is over, then a sequential run to compare every pass with
 
-The parent never takes the lock itself, so that no lock can hang it.
+While others are at work the parent takes no lock, so that no lock can hang it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -15,18 +16,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
+from .. import Lock, Queue
 from .chaos import Chaos
 from .folder import DemoError, File, Listing, digest_of, list_files
-from .table import Phase, Result, State, Table, Word
-from .workers import AnyLock, work
+from .gathered import Gathered, record_of
+from .stream import Stream
+from .table import Phase, Result, Table, Word
+from .workers import AnyLock, Shared, read, work
 
 __all__ = ["Death", "HangError", "Outcome", "Settings", "SignalledError", "run"]
 
@@ -56,11 +60,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that was killed, and where it was."""
+    """A worker, or a reader, that was killed, and where it was."""
 
     name: str
     pid: int
     phase: Phase
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pass has found out: the table's results and the Block's records, both in the order of the files."""
+
+    results: list[Result]
+    records: list[bytes]
 
 
 class SignalledError(Exception):
@@ -88,11 +100,13 @@ class Outcome:
     """Sums over the passes; for LONGEST_WAIT_NS the maximum."""
     changed: int = 0
     """Files that somebody else wrote during the run, which are not compared."""
+    checksum: str = ""
+    """SHA-256 of all names, sizes and digests that were compared, if all is well."""
     problems: list[str] = field(default_factory=list)
 
     @property
     def kills_by_phase(self) -> Counter[Phase]:
-        """How many workers were killed in each phase."""
+        """How many processes were killed in each phase."""
         return Counter(death.phase for death in self.deaths)
 
     @property
@@ -100,10 +114,16 @@ class Outcome:
         """How many workers were killed while they certainly held the lock."""
         return sum(death.phase.inside for death in self.deaths)
 
+    @property
+    def kills_with_item(self) -> int:
+        """How many workers were killed while they certainly had an item that was not acknowledged."""
+        return sum(death.phase.has_item for death in self.deaths)
+
     def add(self, table: Table) -> None:
         """Add a pass's statistics, finished or not."""
         for word in (
-            Word.SECTIONS, Word.TOLD, Word.ROLLED_BACK, Word.TAKEN_BACK, Word.WAITS, Word.HUNG, Word.REMOVED,
+            Word.SECTIONS, Word.TOLD, Word.ROLLED_BACK, Word.GIVEN_AGAIN, Word.THERE_ALREADY, Word.WAITS, Word.HUNG,
+            Word.REMOVED,
         ):  # fmt: skip
             self.statistics[word] += table.statistic(word)
         longest = max(self.statistics[Word.LONGEST_WAIT_NS], table.statistic(Word.LONGEST_WAIT_NS))
@@ -122,7 +142,7 @@ def run(settings: Settings, progress: TextIO | None = None) -> Outcome:
     line = _ProgressLine(sys.stderr if progress is None else progress)
     lock = _new_lock(settings)
     started = time.monotonic()
-    passes: list[list[Result]] = []
+    passes: list[Found] = []
     with _signals_noted() as signals, line:
         try:
             while not passes or time.monotonic() - started < settings.seconds:
@@ -140,56 +160,60 @@ def run(settings: Settings, progress: TextIO | None = None) -> Outcome:
 def _new_lock(settings: Settings) -> AnyLock:
     if settings.lock == "multiprocessing":
         return multiprocessing.get_context("fork").Lock()
-    import shlock  # the demo is part of the package: at the top this would be a circle
-
     # The demo looks at ``abandoned`` after each acquire, which is all that a warning could remind it of.
-    lock: AnyLock = shlock.Lock(on_abandoned="ignore", lease=settings.lease)
+    lock: AnyLock = Lock(on_abandoned="ignore", lease=settings.lease)
     return lock
 
 
 class _Pass:
-    """One pass over the folder: the processes that live meanwhile, and their table."""
+    """One pass over the folder: the processes that live meanwhile, and what they share."""
 
     def __init__(self, outcome: Outcome, lock: AnyLock, line: _ProgressLine, signals: list[int]) -> None:
         self._outcome = outcome
         self._settings = outcome.settings
-        self._lock = lock
         self._line = line
         self._signals = signals
         self._context = multiprocessing.get_context("fork")
-        self._files = outcome.listing.files
-        self._table = Table(len(self._files), self._settings.workers)
-        self._workers: dict[int, ForkProcess] = {}
+        files, workers = outcome.listing.files, self._settings.workers
+        self._reader = workers  # the slot behind those of the workers
+        items = Queue()
+        items.put_many((index, file.path) for index, file in enumerate(files))
+        streams = [Stream() for _ in range(workers)]
+        gathered = Gathered(len(files))
+        self._table = Table(len(files), workers + 1)
+        self._shared = Shared(items, streams, lock, self._table, gathered)
+        self._processes: dict[int, ForkProcess] = {}
         self._chaos: Chaos | None = None
         self._started = 0
         self._moved = (-1, 0.0)
         """The count of critical sections when it was last seen to change, and when that was (monotonic seconds)."""
 
-    def run(self) -> list[Result]:
+    def run(self) -> Found:
         """Run the pass; whatever happens, nothing of it is left afterwards."""
+        table, gathered = self._table, self._shared.gathered
         try:
             self._supervise()
-            self._outcome.problems += self._table.violations()
-            return [self._table.result(i) for i in range(len(self._files))]
+            self._outcome.problems += table.violations() + gathered.violations()
+            return Found([table.result(i) for i in range(table.files)], gathered.records())
         finally:
             if self._chaos is not None:
                 self._chaos.stop()
-            for process in self._workers.values():
+            for process in self._processes.values():
                 process.kill()
                 process.join()
                 process.close()
-            self._outcome.add(self._table)
-            self._table.close()
+            self._outcome.add(table)
+            table.close()
 
     def _supervise(self) -> None:
         settings = self._settings
         if settings.chaos:
             seed = settings.seed + self._outcome.passes
             self._chaos = Chaos(self._context, self._table, settings.kills_per_second, seed, hangs=settings.hangs)
-        for slot in range(settings.workers):
+        for slot in (self._reader, *range(settings.workers)):
             self._start(slot)
-        while self._workers:
-            sentinels = {process.sentinel: slot for slot, process in self._workers.items()}
+        while self._processes.keys() > {self._reader}:
+            sentinels = {process.sentinel: slot for slot, process in self._processes.items()}
             watched = [*sentinels, *([self._chaos.sentinel] if self._chaos else [])]
             for ended in connection.wait(watched, timeout=_TICK):
                 assert isinstance(ended, int)
@@ -202,19 +226,25 @@ class _Pass:
             self._look_for_hang()
 
     def _start(self, slot: int) -> None:
+        """Start the worker of a slot, or the reader, or the replacement of one that was killed."""
         self._started += 1
-        self._table.set_phase(slot, Phase.STARTING)
-        arguments = (self._table, self._lock, self._files, slot, self._started, os.getpid())
-        process = self._context.Process(target=work, args=arguments, name=f"worker-{slot}", daemon=True)
+        target: Callable[..., None]
+        arguments: tuple[Any, ...]
+        if slot == self._reader:
+            name, phase, target, arguments = "reader", Phase.READING, read, ()
+        else:
+            name, phase, target, arguments = f"worker-{slot}", Phase.STARTING, work, (slot, self._started)
+        self._table.set_phase(slot, phase)
+        process = self._context.Process(target=target, args=(self._shared, *arguments, os.getpid()), name=name, daemon=True)
         process.start()
-        self._workers[slot] = process
+        self._processes[slot] = process
         assert process.pid is not None
         if self._chaos is not None:
             self._chaos.target(slot, process.pid)
 
     def _bury(self, slot: int) -> None:
-        """A worker has ended: replace it if it was killed."""
-        process = self._workers.pop(slot)
+        """A process has ended: replace it if it was killed."""
+        process = self._processes.pop(slot)
         process.join()
         name, pid, exitcode = process.name, process.pid, process.exitcode
         process.close()
@@ -232,7 +262,7 @@ class _Pass:
             raise HangError(self._describe_hang())
 
     def _describe_hang(self) -> str:
-        waiting = sum(self._table.phase(slot) is Phase.ENTERING for slot in self._workers)
+        waiting = sum(self._table.phase(slot) is Phase.ENTERING for slot in self._processes)
         text = f"hung: nothing has moved for {self._settings.timeout:g} s, {waiting} workers wait for the lock"
         if inside := [death for death in self._outcome.deaths if death.phase.inside]:
             last = inside[-1]
@@ -246,7 +276,7 @@ class _Pass:
             first = maybe[0]
             text += f"; {first.name} (pid {first.pid}) was killed as it took the lock or gave it back"
         if self._settings.lock == "shlock":
-            text += f"; the lock is {self._lock!r}"
+            text += f"; the lock is {self._shared.lock!r}"
         return text
 
     def _show_progress(self) -> None:
@@ -254,30 +284,44 @@ class _Pass:
         told = outcome.statistics[Word.TOLD] + table.statistic(Word.TOLD)
         hung = outcome.statistics[Word.HUNG] + table.statistic(Word.HUNG)
         removed = outcome.statistics[Word.REMOVED] + table.statistic(Word.REMOVED)
+        again = outcome.statistics[Word.GIVEN_AGAIN] + table.statistic(Word.GIVEN_AGAIN)
         waits = outcome.statistics[Word.WAITS] + table.statistic(Word.WAITS)
         longest = max(outcome.statistics[Word.LONGEST_WAIT_NS], table.statistic(Word.LONGEST_WAIT_NS))
         self._line.show(
             f"pass {outcome.passes + 1}: {table.statistic(Word.COUNT)}/{table.files} files,"
             f" {len(outcome.deaths)} kills ({outcome.kills_inside} inside),"
-            f" {hung} hung ({removed} removed), {told} recoveries,"
+            f" {hung} hung ({removed} removed), {told} recoveries, {again} items again,"
             f" {waits} waits <= {longest / 1e6:.0f} ms"
         )
 
 
-def _compare(outcome: Outcome, files: Sequence[File], passes: list[list[Result]], signals: list[int]) -> None:
-    """Hash everything once more, one file after the other, and compare with every pass."""
+def _compare(outcome: Outcome, files: Sequence[File], passes: Sequence[Found], signals: list[int]) -> None:
+    """Hash everything once more, one file after the other, and compare names, sizes and digests with every pass."""
+    checksum = hashlib.sha256()
     for index, file in enumerate(files):
         if signals:
             raise SignalledError(signals[0])
         expected = digest_of(file.path)
-        wrong = [n for n, results in enumerate(passes, 1) if (results[index].size, results[index].digest) != expected]
-        lost = [n for n, results in enumerate(passes, 1) if results[index].state is not State.DONE]
+        record = record_of(file.path, *expected)
+        lost = wrong = None
+        for number, found in enumerate(passes, 1):
+            result, gathered = found.results[index], found.records[index]
+            if not (result.commits and any(gathered)):
+                lost = lost or f"is lost in pass {number}: it is missing in the {'Block' if result.commits else 'table'}"
+            elif gathered != record:
+                wrong = wrong or f"has another name, size or digest in the Block of pass {number} than in the sequential run"
+            elif (result.size, result.digest) != expected:
+                wrong = wrong or f"has another size or digest in pass {number} than in the sequential run"
         if lost:
-            outcome.problems.append(f"{file.path!r} is lost in pass {lost[0]}: it is not in state DONE")
+            outcome.problems.append(f"{file.path!r} {lost}")
         elif wrong and file.changed():
             outcome.changed += 1
         elif wrong:
-            outcome.problems.append(f"{file.path!r} has another size or digest in pass {wrong[0]} than in the sequential run")
+            outcome.problems.append(f"{file.path!r} {wrong}")
+        else:
+            checksum.update(record)
+    if not outcome.problems:
+        outcome.checksum = checksum.hexdigest()
 
 
 @contextmanager

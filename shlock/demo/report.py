@@ -27,13 +27,20 @@ def report(outcome: Outcome) -> str:
             f"kills       {len(outcome.deaths):,}, {outcome.kills_inside:,} of them inside the critical section"
             + (f" ({where})" if where else "")
         )
-        waiting = outcome.kills_by_phase[Phase.ENTERING]
-        lines.append(f"            {waiting:,} more while waiting for the lock or just taking it")
+        kills = outcome.kills_by_phase
+        lines.append(
+            f"            {kills[Phase.ENTERING]:,} more while waiting for the lock or just taking it,"
+            f" {kills[Phase.HASHING]:,} while receiving a file,"
+        )
+        gathering, reading = kills[Phase.GATHERING], kills[Phase.READING]
+        lines.append(f"            {gathering:,} while writing to the Block, {reading:,} of the reader")
+        lines.append(
+            f"queue       {outcome.kills_with_item:,} workers died with an item, {statistics[Word.GIVEN_AGAIN]:,} items were"
+            f" delivered again, {statistics[Word.THERE_ALREADY]:,} of them counted already"
+        )
     if settings.lock == "shlock":
         lines.append(
-            f"recoveries  {statistics[Word.TOLD]:,} heirs told,"
-            f" {statistics[Word.ROLLED_BACK]:,} half-done updates rolled back,"
-            f" {statistics[Word.TAKEN_BACK]:,} claims taken back"
+            f"recoveries  {statistics[Word.TOLD]:,} heirs told, {statistics[Word.ROLLED_BACK]:,} half-done updates rolled back"
         )
     if settings.lock == "shlock" and settings.chaos and settings.hangs:
         lines.append(
@@ -52,6 +59,7 @@ def report(outcome: Outcome) -> str:
     if outcome.problems:
         lines.append("FAIL")
     else:
-        lines.append("compared with a sequential run: nothing lost, nothing counted twice")
+        lines.append(f"SHA-256     {outcome.checksum}")
+        lines.append("compared with a sequential run, names, sizes and digests: nothing lost, nothing counted twice")
         lines.append("PASS")
     return "\n".join(lines)

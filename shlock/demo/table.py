@@ -22,9 +22,8 @@ old values are still noted, so the next heir does it all again, with the same ou
 Invariants, whenever nobody is inside the critical section and no recovery is due:
 
     T1  JOURNAL = 0 and HOLDER = 0
-    T2  COUNT, BYTES and SUM are those of the entries in state DONE
-    T3  an entry is CLAIMED if and only if exactly one slot's CLAIM names it
-    T4  no entry was committed more than once
+    T2  COUNT, BYTES and SUM are those of the entries that were committed
+    T3  no entry was committed more than once
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 
-__all__ = ["Phase", "Result", "State", "Table", "Word"]
+__all__ = ["Phase", "Result", "Table", "Word"]
 
 _WORD_BYTES = 8
 _MASK = 2**64 - 1
@@ -43,37 +42,40 @@ _DIGEST_WORDS = 4
 
 
 class Phase(enum.IntEnum):
-    """Where a worker is. Each worker writes its own, without the lock, so that the others know where it was killed."""
+    """Where a process is. Each writes its own, without the lock, so that the others know where it was killed."""
 
     STARTING = 0
-    HASHING = 1
-    ENTERING = 2
+    TAKING = 1
+    """Takes an item from the queue, waits for one, or has just acknowledged one."""
+    HASHING = 2
+    ENTERING = 3
     """Waits for the lock, or has just got it."""
-    CHOOSING = 3
-    RECOVERING = 4
-    JOURNALLING = 5
-    WRITING = 6
-    LEAVING = 7
+    ENTERED = 4
+    RECOVERING = 5
+    JOURNALLING = 6
+    WRITING = 7
+    LEAVING = 8
     """About to release the lock, or has just released it."""
-    DONE = 8
+    GATHERING = 9
+    """Writes to the Block."""
+    DONE = 10
+    READING = 11
+    """The reader, always."""
 
     @property
     def inside(self) -> bool:
         """Whether a worker in this phase certainly holds the lock."""
-        return Phase.CHOOSING <= self <= Phase.WRITING
+        return Phase.ENTERED <= self <= Phase.WRITING
 
     @property
     def maybe_inside(self) -> bool:
         """Whether a worker in this phase may hold the lock: the phase and the lock cannot change in one step."""
         return self in (Phase.ENTERING, Phase.LEAVING)
 
-
-class State(enum.IntEnum):
-    """What has happened to a file so far."""
-
-    FREE = 0
-    CLAIMED = 1
-    DONE = 2
+    @property
+    def has_item(self) -> bool:
+        """Whether a worker in this phase has certainly taken an item that it did not acknowledge yet."""
+        return Phase.HASHING <= self <= Phase.GATHERING
 
 
 class Word(enum.IntEnum):
@@ -83,23 +85,23 @@ class Word(enum.IntEnum):
     """How many (index, old value) pairs in the journal are valid; 0: no update is under way."""
     HOLDER = 1
     """Number of the worker inside, 0 when nobody is: shows whether the lock ever lets two in or hides a death."""
-    NEXT = 2
-    """First entry that nobody has claimed yet."""
 
-    COUNT = 3
-    """Entries done. With BYTES and SUM: the running totals."""
-    BYTES = 4
-    SUM = 5
+    COUNT = 2
+    """Entries committed. With BYTES and SUM: the running totals."""
+    BYTES = 3
+    SUM = 4
     """First of four: each quarter of the digests, added modulo 2**64, which does not depend on the order."""
 
-    SECTIONS = 9
+    SECTIONS = 8
     """Critical sections entered. From here on: statistics, in which a kill may lose one step and does no harm."""
-    TOLD = 10
+    TOLD = 9
     """Heirs that were told."""
-    ROLLED_BACK = 11
+    ROLLED_BACK = 10
     """Half-done updates that an heir rolled back."""
-    TAKEN_BACK = 12
-    """Claims of dead workers taken over by their replacements."""
+    GIVEN_AGAIN = 11
+    """Items that were delivered again, since the worker that had taken them died, and came as far as here."""
+    THERE_ALREADY = 12
+    """Those of them whose result was there already: the dead worker had only not acknowledged them yet."""
     UNTOLD = 13
     """Sections entered with HOLDER set and nobody told: two inside, or a death that the lock hid. Must stay 0."""
     OVERLAPS = 14
@@ -117,24 +119,20 @@ LONG_WAIT_NS = 1_000_000
 """An acquire that takes longer than this is counted as a wait (ns)."""
 
 _JOURNAL_AT = len(Word) + _DIGEST_WORDS - 1
-_JOURNAL_PAIRS = 16
-"""Room for the largest update: a commit changes fifteen words."""
+_JOURNAL_PAIRS = 13
+"""Room for the largest update: a commit changes thirteen words."""
 
-_SLOTS_AT = _JOURNAL_AT + 2 * _JOURNAL_PAIRS
-_SLOT_WORDS = 2
-_PHASE, _CLAIM = range(_SLOT_WORDS)
-"""A slot is one worker's place, and its replacement's after it: its phase, and the entry it has claimed, plus 1."""
+_PHASES_AT = _JOURNAL_AT + 2 * _JOURNAL_PAIRS
 
-_ENTRY_WORDS = 4 + _DIGEST_WORDS
-_STATE, _WHO, _SIZE, _COMMITS, _DIGEST = range(5)
-"""An entry is one file: its state, who claimed it, its size in bytes, how often it was committed, its digest."""
+_ENTRY_WORDS = 3 + _DIGEST_WORDS
+_WHO, _SIZE, _COMMITS, _DIGEST = range(4)
+"""An entry is one file: who committed it, its size in bytes, how often it was committed, its digest."""
 
 
 @dataclass(frozen=True)
 class Result:
     """What the table says about one file."""
 
-    state: State
     who: int
     size: int
     commits: int
@@ -142,17 +140,17 @@ class Result:
 
 
 class Table:
-    """One entry a file, running totals, an undo journal, and a slot for each worker, in shared memory.
+    """One entry a file, running totals, an undo journal, and the phase of each process, in shared memory.
 
     Made by the parent before it forks the workers, which inherit the mapping. The methods under "inside the critical
     section" need the lock, ``set_phase``, ``phase`` and ``statistic`` do not. The parent calls ``close()`` at the end,
     which also removes the segment.
     """
 
-    def __init__(self, files: int, workers: int) -> None:
+    def __init__(self, files: int, slots: int) -> None:
+        """``slots``: a slot is the place of one process, and of its replacement after it."""
         self.files = files
-        self.workers = workers
-        self._entries_at = _SLOTS_AT + workers * _SLOT_WORDS
+        self._entries_at = _PHASES_AT + slots
         size = (self._entries_at + files * _ENTRY_WORDS) * _WORD_BYTES
         self._segment = SharedMemory(create=True, size=size)
         assert self._segment.buf is not None  # as it would be after close()
@@ -167,12 +165,12 @@ class Table:
     # -- without the lock
 
     def set_phase(self, slot: int, phase: Phase) -> None:
-        """Say where the worker of this slot is. Only that worker does (and the parent, while there is none)."""
-        self._words[_SLOTS_AT + slot * _SLOT_WORDS + _PHASE] = phase
+        """Say where the process of this slot is. Only that one does (and the parent, while there is none)."""
+        self._words[_PHASES_AT + slot] = phase
 
     def phase(self, slot: int) -> Phase:
-        """Where the worker of this slot is, or was when it was killed."""
-        return Phase(self._words[_SLOTS_AT + slot * _SLOT_WORDS + _PHASE])
+        """Where the process of this slot is, or was when it was killed."""
+        return Phase(self._words[_PHASES_AT + slot])
 
     def statistic(self, word: Word) -> int:
         """One of the single words, as it is just now."""
@@ -193,7 +191,7 @@ class Table:
                 self._store(Word.REMOVED, self._words[Word.REMOVED] + 1)
             self.set_phase(slot, Phase.RECOVERING)
             self.recover()
-            self.set_phase(slot, Phase.CHOOSING)
+            self.set_phase(slot, Phase.ENTERED)
         elif self._words[Word.HOLDER]:
             self._store(Word.UNTOLD, self._words[Word.UNTOLD] + 1)
         self._store(Word.HOLDER, number)
@@ -219,43 +217,27 @@ class Table:
         self._store(Word.HOLDER, 0)
         return noted > 0
 
-    def claim(self, slot: int, number: int) -> int | None:
-        """Index of the file to hash next; None when every file is claimed.
+    def commit(self, slot: int, number: int, index: int, size: int, digest: bytes, *, deliveries: int = 1) -> None:
+        """Enter a file's result and add it to the totals: thirteen words, all or none.
 
-        A slot has one claim at most, and its worker commits before it claims again. So a claim that is there already
-        was left by a worker of this slot that was killed, and its replacement, the caller, takes it over.
+        Nothing, if it is there already: the queue delivers an item again if its worker dies between this and the
+        acknowledgement.
         """
-        claim_at = _SLOTS_AT + slot * _SLOT_WORDS + _CLAIM
-        if claimed := self._words[claim_at]:
-            self._store(Word.TAKEN_BACK, self._words[Word.TAKEN_BACK] + 1)
-            return claimed - 1
-        index = self._words[Word.NEXT]
-        if index == self.files:
-            return None
-        entry = self._entry_at(index)
-        changes = {
-            Word.NEXT: index + 1,
-            entry + _STATE: State.CLAIMED,
-            entry + _WHO: number,
-            claim_at: index + 1,
-        }
-        self._update(slot, changes)
-        return index
-
-    def commit(self, slot: int, number: int, index: int, size: int, digest: bytes) -> None:
-        """Enter a file's result and add it to the totals: fifteen words, all or none."""
         words = self._words
         entry = self._entry_at(index)
-        quarters = _quarters(digest)
-        changes: dict[int, int] = {entry + _STATE: State.DONE, entry + _COMMITS: words[entry + _COMMITS] + 1}
+        if deliveries > 1:
+            self._store(Word.GIVEN_AGAIN, words[Word.GIVEN_AGAIN] + 1)
+        if words[entry + _COMMITS]:
+            self._store(Word.THERE_ALREADY, words[Word.THERE_ALREADY] + 1)
+            return
+        changes: dict[int, int] = {entry + _COMMITS: words[entry + _COMMITS] + 1}
         changes[Word.COUNT] = words[Word.COUNT] + 1
         changes[entry + _WHO] = number
         changes[entry + _SIZE] = size
         changes[Word.BYTES] = words[Word.BYTES] + size
-        for i, quarter in enumerate(quarters):
+        for i, quarter in enumerate(_quarters(digest)):
             changes[entry + _DIGEST + i] = quarter
             changes[Word.SUM + i] = (words[Word.SUM + i] + quarter) & _MASK
-        changes[_SLOTS_AT + slot * _SLOT_WORDS + _CLAIM] = 0
         self._update(slot, changes)
 
     def _update(self, slot: int, changes: Mapping[int, int]) -> None:
@@ -281,14 +263,13 @@ class Table:
         """What the table holds for one file."""
         entry = self._entry_at(index)
         digest = b"".join(self._words[entry + _DIGEST + i].to_bytes(8, "big") for i in range(_DIGEST_WORDS))
-        state = State(self._words[entry + _STATE])
-        return Result(state, self._words[entry + _WHO], self._words[entry + _SIZE], self._words[entry + _COMMITS], digest)
+        return Result(self._words[entry + _WHO], self._words[entry + _SIZE], self._words[entry + _COMMITS], digest)
 
     def violations(self) -> list[str]:
-        """Which of T1 to T4 do not hold, and what the lock let happen, in words; empty if all is well."""
+        """Which of T1 to T3 do not hold, and what the lock let happen, in words; empty if all is well."""
         words = self._words
         results = [self.result(i) for i in range(self.files)]
-        done = [r for r in results if r.state is State.DONE]
+        done = [r for r in results if r.commits]
         found = []
         if words[Word.JOURNAL] or words[Word.HOLDER]:
             found.append(f"T1: an update was left half-done by worker number {words[Word.HOLDER]}")
@@ -297,12 +278,8 @@ class Table:
         expected = [len(done), sum(r.size for r in done), *(sums or [0] * _DIGEST_WORDS)]
         if totals != expected:
             found.append(f"T2: the totals are {totals}, those of the entries are {expected}")
-        claims = [words[_SLOTS_AT + slot * _SLOT_WORDS + _CLAIM] - 1 for slot in range(self.workers)]
-        claimed = [i for i, r in enumerate(results) if r.state is State.CLAIMED]
-        if sorted(c for c in claims if c >= 0) != claimed:
-            found.append(f"T3: entries {claimed} are claimed, the workers' claims are {claims}")
         if twice := [i for i, r in enumerate(results) if r.commits > 1]:
-            found.append(f"T4: counted more than once: {len(twice)} files, the first is number {twice[0]}")
+            found.append(f"T3: counted more than once: {len(twice)} files, the first is number {twice[0]}")
         if untold := words[Word.UNTOLD]:
             found.append(f"the lock was handed on {untold} times from inside the critical section and nobody was told")
         if overlaps := words[Word.OVERLAPS]:
