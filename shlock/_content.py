@@ -5,7 +5,8 @@ Who writes holds the lock.  ``write`` fills a copy that is not the current one a
 afterwards whether anybody has begun to overwrite it meanwhile.
 
     CURRENT       number of the last committed version, and which copy it is
-    VERSIONS[i]   number of the version that copy i holds; UNFINISHED while it is overwritten, or edited in place
+    VERSIONS[i]   number of the version that copy i holds; while it is overwritten, or edited in place, UNFINISHED and the
+                  number of the version that is to be
     EDITOR        who edits the current copy, or was the last to do so
     CHANGES       the first word of the second control block: PARKED if somebody may wait for the next version
 
@@ -15,22 +16,23 @@ afterwards whether anybody has begun to overwrite it meanwhile.
     # SUSPECT    v, i     UNFINISHED                    any other           EDITOR's death  COMMITTED (W4, D4), EDITED (D2)
 
     write, under the lock
-    W1  i := the copy that is UNFINISHED, or else the oldest, but never the current one.  VERSIONS[i] := UNFINISHED
+    W1  i := the copy that is UNFINISHED, or else the oldest, but never the current one.  VERSIONS[i] := UNFINISHED, v + 1
     W2  copy in, the caller's changes, the end of the view: nobody of this process can write there any more
     W3  is the lock still ours, and the lease the one it was?  Else nothing is published.  VERSIONS[i] := v + 1
     W4  CURRENT := v + 1, i                                     the one store that commits
     W5  release the lock.  CHANGES has PARKED: clear it, wake everybody
     edit, under the lock; i is the current copy
     D1  EDITOR := me
-    D2  VERSIONS[i] := UNFINISHED
+    D2  VERSIONS[i] := UNFINISHED, v + 1
     D3  the caller's changes, the end of the view; as W3.  CURRENT := v + 1, i
     D4  VERSIONS[i] := v + 1                                    the one store that commits
-    D5  as W5.  A repair that failed: EDITOR := who died before, VERSIONS[i] stays as it is
+    D5  as W5.  A repair that failed: EDITOR := who died before, VERSIONS[i] stays as it is.
     read
     G1  v, i = CURRENT.  VERSIONS[i] = v, else G4
     G2  copy
     G3  VERSIONS[i] = v still: done.  Else G1
-    G4  CURRENT has changed: G1.  UNFINISHED: EDITED: wait for CHANGES; SUSPECT: as the policy says
+    G4  CURRENT has changed: G1.  UNFINISHED and EDITOR inside: wait for CHANGES, G1.  EDITOR not inside: copy; then again
+        VERSIONS[i], then CURRENT and EDITOR, as before: SUSPECT, as the policy says.  Else G1
     wait for a version
     V1  publish the spot.  V2  CHANGES := w | PARKED, by an exchange that is always made.  V3  look at CURRENT.  V4  sleep -> V2
 
@@ -139,16 +141,29 @@ class Content:
         for _ in range(MOST_LOOKS):
             w, editor = self.view[self.current], self.view[self.editor]
             copy = w & at.MOST_COPIES - 1
-            if copy >= self.copies or self.view[self.versions[copy]] != at.UNFINISHED:
+            if copy >= self.copies:
+                return None
+            mark = self.view[self.versions[copy]]
+            if not mark & at.UNFINISHED:
                 return None
             if self.editor_who_lives():
                 return self.told if editor == _process.current.word else None
-            if IS_WEAK:
-                fence()
-            # It may have been committed, or edited anew, since we looked.
-            if self.view[self.versions[copy]] == at.UNFINISHED and self._is_still(w, editor):
+            if self.is_still_suspect(w, mark, editor):
                 return self._abandoned_by(editor)
         return None
+
+    def is_still_suspect(self, current: int, mark: int, editor: int) -> bool:
+        """The last look at what was found UNFINISHED while its editor was not inside, in this order.
+
+        He may have been between D4 and D5, and somebody, or he, may be editing again by now: with another mark.
+        """
+        if IS_WEAK:
+            fence()
+        if self.view[self.versions[current & at.MOST_COPIES - 1]] != mark:
+            return False
+        if IS_WEAK:
+            fence()
+        return self.view[self.current] == current and self.view[self.editor] == editor
 
     def state(self, is_held: bool, is_alive: bool) -> str:
         """In words, for who looks from outside."""
@@ -159,10 +174,7 @@ class Content:
         number, copy = self.place()
         if not is_held:
             return f"version {number}"
-        return "being edited" if self.view[self.versions[copy]] == at.UNFINISHED else "being written"
-
-    def _is_still(self, current: int, editor: int) -> bool:
-        return self.view[self.current] == current and self.view[self.editor] == editor
+        return "being edited" if self.view[self.versions[copy]] & at.UNFINISHED else "being written"
 
     def _abandoned_by(self, editor: int) -> Abandoned:
         start, arena = self.block.start, self.arena
@@ -211,8 +223,8 @@ class Content:
                         "readers more time."
                     )
                 SYSTEM.yield_processor()
-            elif seen == at.UNFINISHED:
-                found = self._read_unfinished(mapping, number, copy, deadline)
+            elif seen & at.UNFINISHED:
+                found = self._read_unfinished(mapping, number, copy, seen, deadline)
                 if found is not None:
                     return found, number
                 give_up = SYSTEM.monotonic() + LONGEST_CHASE
@@ -224,31 +236,26 @@ class Content:
     def _does_not_fit(self, number: int, copy: int, seen: int) -> SegmentError:
         return self.arena.damaged(f"copy {copy} should hold version {number}, and says {seen}")
 
-    def _read_unfinished(self, mapping: mmap.mmap, number: int, copy: int, deadline: float | None) -> bytes | None:
+    def _read_unfinished(self, mapping: mmap.mmap, number: int, copy: int, mark: int, deadline: float | None) -> bytes | None:
         """G4, at a copy that is edited in place, or was when its editor died; None: look again."""
-        editor = self.view[self.editor]
+        current, editor = number << at.COPY_BITS | copy, self.view[self.editor]
         if self.editor_who_lives():
             if editor == _process.current.word and self.words.thread == get_ident():
                 raise RuntimeError(f"{describe(self.block)}: this thread is editing it. The view of edit() shows the content.")
-            if not self.wait(lambda: not self._is_edited(number, copy), deadline):
+
+            def is_over() -> bool:
+                is_same = self.view[self.current] == current and self.view[self.versions[copy]] == mark
+                return not (is_same and self.editor_who_lives())
+
+            if not self.wait(is_over, deadline):
                 raise TimeoutError(f"{describe(self.block)}: pid {_process.pid_of(editor)} is still editing it")
             return None
         first = copy * self.stride
         content = mapping[first : first + self.size]
-        if IS_WEAK:
-            fence()
-        current = number << at.COPY_BITS | copy
-        if self.view[self.versions[copy]] != at.UNFINISHED or not self._is_still(current, editor):
+        if not self.is_still_suspect(current, mark, editor):
             return None
         self.tell(self._abandoned_by(editor))
         return content
-
-    def _is_edited(self, number: int, copy: int) -> bool:
-        return (
-            self.view[self.current] == number << at.COPY_BITS | copy
-            and self.view[self.versions[copy]] == at.UNFINISHED
-            and self.editor_who_lives() != 0
-        )
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -301,7 +308,7 @@ class Content:
     def found(self, number: int, copy: int, *, may_be_damaged: bool = False) -> Abandoned | None:
         """SUSPECT, seen from inside the lock: who left the current copy unfinished."""
         seen = self.view[self.versions[copy]]
-        if seen == at.UNFINISHED:
+        if seen & at.UNFINISHED:
             return self._abandoned_by(self.view[self.editor])
         if seen != number and not may_be_damaged:
             raise self._does_not_fit(number, copy, seen)
@@ -328,7 +335,8 @@ class Hold:
     """
 
     __slots__ = (
-        "acquire", "before", "committed", "content", "copy", "ended", "error", "leave", "number", "process", "timeout", "token",
+        "acquire", "before", "committed", "content", "copy", "ended", "error", "following", "is_lent", "leave", "process",
+        "timeout", "token",
     )  # fmt: skip
 
     def __init__(
@@ -339,8 +347,8 @@ class Hold:
         self.leave = leave
         self.timeout = timeout
         self.process: _process.ProcessIdentity | None = None
-        self.before: tuple[int, int] | None = None  # of an editor: EDITOR, and the number of his copy
-        self.ended = self.committed = False
+        self.before: int | None = None  # of an editor: EDITOR until then
+        self.is_lent = self.ended = self.committed = False
         self.error: Exception | None = None
 
     def __enter__(self) -> memoryview:
@@ -358,7 +366,9 @@ class Hold:
             if crash_points:
                 crash_points[0]("C22 inside, nothing marked")
             content.map_for_writing()
-            return self.begin()
+            view = self.begin()
+            self.is_lent = True
+            return view
         except BaseException:
             if words.is_mine():
                 self.undo()
@@ -439,11 +449,11 @@ class Writing(Hold):
 
     def begin(self) -> memoryview:
         content = self.content
-        self.number, current = content.place()
-        if found := content.found(self.number, current):
+        number, current = content.place()
+        if found := content.found(number, current):
             content.tell(found)
-        self.copy = content.spare(self.number, current)
-        content.view[content.versions[self.copy]] = at.UNFINISHED  # W1
+        self.copy, self.following = content.spare(number, current), number + 1 & VERSION_MASK
+        content.view[content.versions[self.copy]] = at.UNFINISHED | self.following  # W1
         if IS_WEAK:
             fence()
         if crash_points:
@@ -459,15 +469,14 @@ class Writing(Hold):
             return False
         if crash_points:
             crash_points[0]("C24 content in place")
-        number = self.number + 1 & VERSION_MASK
         if IS_WEAK:
             fence()
-        content.view[content.versions[self.copy]] = number
+        content.view[content.versions[self.copy]] = self.following
         if crash_points:
             crash_points[0]("C25 copy complete, not current")
         if IS_WEAK:
             fence()
-        content.view[content.current] = number << at.COPY_BITS | self.copy  # W4
+        content.view[content.current] = self.following << at.COPY_BITS | self.copy  # W4
         return True
 
 
@@ -479,19 +488,20 @@ class Editing(Hold):
 
     def begin(self) -> memoryview:
         content, view = self.content, self.content.view
-        self.number, self.copy = content.place()
-        self.was_found = content.found(self.number, self.copy, may_be_damaged=self.is_repair)
+        number, self.copy = content.place()
+        self.following = number + 1 & VERSION_MASK
+        self.was_found = content.found(number, self.copy, may_be_damaged=self.is_repair)
         if self.was_found and not self.is_repair:
             content.tell(self.was_found)
         held = content.versions[self.copy]
-        self.before = view[content.editor], view[held]
+        self.before = view[content.editor]
         content.told = self.was_found
         view[content.editor] = _process.current.word  # D1
         if IS_WEAK:
             fence()
         if crash_points:
             crash_points[0]("C28 editor named")
-        view[held] = at.UNFINISHED  # D2
+        view[held] = at.UNFINISHED | self.following  # D2
         if IS_WEAK:
             fence()
         if crash_points:
@@ -499,10 +509,9 @@ class Editing(Hold):
         return content.lend(self.copy)
 
     def undo(self) -> None:
-        content, view = self.content, self.content.view
+        """Nothing was changed yet.  The words do not go back to what they were: a reader could take that for never changed."""
         if self.before is not None:
-            view[content.editor], view[content.versions[self.copy]] = self.before
-            content.told = None
+            self.committed = self.end(True)
 
     def end(self, failed: bool) -> bool:
         content, view = self.content, self.content.view
@@ -510,19 +519,18 @@ class Editing(Hold):
         content.told = None
         if not self.is_still_ours():  # D3
             return False
-        if failed and self.is_repair and self.was_found:
+        if failed and self.was_found and (self.is_repair or not self.is_lent):
             assert self.before is not None
-            view[content.editor] = self.before[0]  # D5
+            view[content.editor] = self.before  # D5
             return False
-        number = self.number + 1 & VERSION_MASK
         if IS_WEAK:
             fence()
-        view[content.current] = number << at.COPY_BITS | self.copy
+        view[content.current] = self.following << at.COPY_BITS | self.copy
         if crash_points:
             crash_points[0]("C29 version counted, still marked")
         if IS_WEAK:
             fence()
-        view[content.versions[self.copy]] = number  # D4
+        view[content.versions[self.copy]] = self.following  # D4
         return True
 
 

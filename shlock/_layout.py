@@ -130,8 +130,8 @@ BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
 # Of a guarded buffer, in its first control block; and in its second one a word for each copy of the content.
 CONTENT_CURRENT: Final = 11  # the last committed version: bits 0-1 which copy it is, bits 2-63 its number
 CONTENT_EDITOR: Final = 12  # identity of who edits the current copy in place, or did so last
-CONTENT_VERSIONS: Final = 11  # up to MOST_COPIES of them: number of the version that the copy holds, or UNFINISHED
-UNFINISHED: Final = WORD_MASK
+CONTENT_VERSIONS: Final = 11  # up to MOST_COPIES of them: number of the version that the copy holds, or will hold: UNFINISHED
+UNFINISHED: Final = 1 << 63
 COPY_BITS: Final = 2
 MOST_COPIES: Final = 1 << COPY_BITS
 EXTENSION_CELLS: Final = 2
