@@ -77,10 +77,11 @@ def within(end: Consumer | Producer, deadline: float | None) -> Within | None:
 class Grip:
     """A thread's hold of a slot, or its attempt: named before its lock is taken, so that an interruption finds it."""
 
-    __slots__ = ("slot",)
+    __slots__ = ("is_of_other_thread", "slot")
 
     def __init__(self) -> None:
         self.slot: Slot | None = None
+        self.is_of_other_thread = False  # of this process, which took it and left it to us to release
 
 
 class Slot:
@@ -343,8 +344,13 @@ class Slots:
 
     def _is_returned(self, slot: Slot, deadline: float | None) -> bool:
         if self.view[self.taking] == slot.index + 1:
-            with within(self.consumer, deadline) or self.consumer.lock:  # its heir decides
-                pass
+            consumer = self.consumer
+            try:
+                with within(consumer, deadline) or consumer.lock:  # its heir decides
+                    pass
+            finally:
+                if consumer.lock._words.is_mine():  # a signal came at the first step of the way out
+                    consumer.lock.release()
         return slot.is_filled()
 
     def _candidates(self) -> list[int]:
@@ -406,20 +412,18 @@ class Slots:
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
-    def let_go(self, grip: Grip, *, of_other_thread: bool = False) -> None:
+    def let_go(self, grip: Grip) -> None:
         """Release the slot, if this thread has it; wake who waits for an empty one, or for the item that is in it.
 
-        ``of_other_thread``: also if another thread of this process took it.
+        May be called again: a signal may come at its first step.
         """
         slot = grip.slot
         if slot is None:
             return
-        is_to_be_released = of_other_thread
 
         def let_go() -> None:
-            nonlocal is_to_be_released
-            if is_to_be_released or slot.is_mine():
-                is_to_be_released = False  # release() goes on to its end, whatever it raises
+            if grip.is_of_other_thread or slot.is_mine():
+                grip.is_of_other_thread = False  # release() goes on to its end, whatever it raises
                 slot.lock.release()
             if slot.is_filled():
                 if crash_points:

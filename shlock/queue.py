@@ -138,6 +138,7 @@ class _Items:
             if not slot.is_mine():
                 raise RuntimeError("this process was forked in the middle of get(). The item is the parent's; begin anew.")
             slot.empty()
+            slots.let_go(grip)
             return tag, body
         finally:
             slots.let_go(grip)
@@ -243,15 +244,17 @@ class Taken(Grip):
             return  # a child that was forked inside: it is its parent's item
         slot, slots = self.slot, self._queue._slots_there
         assert slot is not None
-        is_held = self._is_held()
         try:
+            is_held = self._is_held()
+            self.is_of_other_thread = is_held and not slot.is_mine()
             if kind is None:
                 if not is_held:
                     raise RuntimeError(f"{self._queue._text()}: an item was taken by this block, and is not held any more")
                 slot.acknowledge()
+            slots.let_go(self)
         finally:
             try:
-                slots.let_go(self, of_other_thread=is_held)
+                slots.let_go(self)
             finally:
                 if kind is None:
                     slots.wake_joiners()
@@ -271,7 +274,8 @@ class Taken(Grip):
         # Where a signal handler raised at the first step of __exit__.
         with contextlib.suppress(Exception):
             if self._is_held():
-                self._queue._slots_there.let_go(self, of_other_thread=True)
+                self.is_of_other_thread = True
+                self._queue._slots_there.let_go(self)
 
 
 class Queue(_Items):
