@@ -334,20 +334,3 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=WATCHDOG, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
-
-
-@pytest.mark.parametrize("example", ["kill_the_owner.py", "pool_one_line.py", "named_lock.py"])
-def test_the_example_runs_as_it_stands(example: str) -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, str(root / "examples" / example), *(["--both"] if example == "named_lock.py" else [])]
-    environment = {**os.environ, "PYTHONPATH": str(root)}  # it need not be installed
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=WATCHDOG, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    expected = {
-        "kill_the_owner.py": "parent: I hold it, and I was told: owner pid",
-        "pool_one_line.py": f"sum: {sum(range(1000))}",
-        "named_lock.py": "second: the last holder died",
-    }
-    assert expected[example] in done.stdout
-    if example == "named_lock.py":
-        snapshot.clean("named-lock-example")

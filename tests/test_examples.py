@@ -1,0 +1,76 @@
+"""The examples run as they stand: one test each, all of them in a process of their own, with a bound."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shlock import snapshot
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+WATCHDOG = 60.0
+"""Seconds after which an example is taken for hung."""
+
+PATIENCE = 3.0
+"""Seconds after which a program that should hang is taken to do so."""
+
+
+def run(program: Path, *arguments: str, timeout: float = WATCHDOG) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; none of its processes is left when it has to be given up."""
+    process = subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # it need not be installed
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def test_every_example_is_listed_in_readme() -> None:
+    readme = (ROOT / "README.rst").read_text()
+    assert [path.name for path in EXAMPLES.iterdir() if path.is_file() and f"``{path.name}``" not in readme] == []
+
+
+def test_kill_the_owner_goes_on_and_is_told() -> None:
+    done = run(EXAMPLES / "kill_the_owner.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "parent: I hold it, and I was told: owner pid" in done.stdout
+
+
+def test_named_lock_passes_between_programs_that_share_only_its_name() -> None:
+    done = run(EXAMPLES / "named_lock.py", "--both")
+    snapshot.clean("named-lock-example")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "second: the last holder died" in done.stdout
+
+
+def test_pool_one_line_ends_with_the_sum_and_says_who_died() -> None:
+    done = run(EXAMPLES / "pool_one_line.py")
+    assert (done.returncode, done.stdout) == (0, f"sum: {sum(range(1000))}\n")
+    assert "AbandonedWarning: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_pool_one_line_hangs_with_that_line_changed_back(tmp_path: Path) -> None:
+    ours = (EXAMPLES / "pool_one_line.py").read_text()
+    [line] = [line for line in ours.splitlines(keepends=True) if "  # was: " in line]
+    assert "shlock" not in ours.replace(line, "")
+    program = tmp_path / "before.py"
+    program.write_text(ours.replace(line, line.partition("  # was: ")[2]))
+    with pytest.raises(subprocess.TimeoutExpired):
+        run(program, timeout=PATIENCE)
