@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import contended, fairness, lifecycle, messages, recovery, supervised, targets, uncontended
+from . import contended, fairness, frames, lifecycle, messages, recovery, supervised, targets, uncontended
 from .peers import Scratch
 from .report import Findings, facts_line, load_warning, machine_facts
 
@@ -23,6 +23,7 @@ GROUPS: dict[str, Callable[[bool, Scratch], Findings]] = {
     "fairness": fairness.run,
     "supervised": supervised.run,
     "messages": messages.run,
+    "frames": frames.run,
 }
 
 

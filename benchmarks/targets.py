@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import messages
+from .frames import COPYING, READING
 from .messages import size_text
 from .peers import BASELINE, OURS
 from .recovery import WAITERS
@@ -22,6 +23,7 @@ LEASED_RATIO = 1.5
 FLOOR_FACTOR = 2.0
 IDLE_PER_CENT = 0.5
 GRANTS_PER_SECOND = 1000
+FRAMES_RATIO = 0.9
 ENFORCED_WITHIN_MS = 100
 MESSAGES = (  # bytes of a message, who, over whom, at least so many times as many messages per second
     (messages.KIB, messages.OUR_PIPE, messages.PIPE, 2.5),
@@ -108,6 +110,12 @@ def _ratio_of_messages(cells: dict[str, Any], size: int, ours: str, other: str) 
     return found
 
 
+def _frames(data: dict[str, Any]) -> tuple[str, float, bool]:
+    found = data[READING]["ratio"]
+    text = f"a writer beside {READING} keeps at least {FRAMES_RATIO} times its rate beside {COPYING}"
+    return text, found, found >= FRAMES_RATIO
+
+
 _CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "uncontended": _uncontended,
     "contended": _contended,
@@ -116,6 +124,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "fairness": _fairness,
     "supervised": _supervised,
     "messages": _messages,
+    "frames": _frames,
 }
 
 
