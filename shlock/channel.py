@@ -69,6 +69,8 @@ class Closed:
         self._error = error
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by Python itself
+            raise AttributeError(name)
         raise self._error(self._fact)
 
 
