@@ -74,3 +74,10 @@ def test_pool_one_line_hangs_with_that_line_changed_back(tmp_path: Path) -> None
     program.write_text(ours.replace(line, line.partition("  # was: ")[2]))
     with pytest.raises(subprocess.TimeoutExpired):
         run(program, timeout=PATIENCE)
+
+
+def test_work_queue_does_every_job_though_its_workers_are_killed() -> None:
+    done = run(EXAMPLES / "work_queue.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "40 of 40 jobs done; 10 workers were killed" in done.stdout
+    assert "given up: 0" in done.stdout
