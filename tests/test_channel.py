@@ -100,8 +100,8 @@ def assert_usable(channel: Channel, other: Channel) -> None:
     assert channel.waiters == ()
     for one, two in ((channel, other), (other, channel)):
         drain(two)
-        one.send_bytes(b"x" * SIZE)
-        assert two.recv_bytes(timeout=PATIENCE) == b"x" * SIZE
+        one.send_bytes(b"x" * one.size)
+        assert two.recv_bytes(timeout=PATIENCE) == b"x" * one.size
 
 
 # -- messages -------------------------------------------------------------------------------------------------------------
