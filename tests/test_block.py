@@ -400,13 +400,21 @@ def test_whoever_waits_for_a_change_is_woken(kind: str, block: shlock.Block, mon
     def follow() -> int:
         version = 0
         while version < rounds:
-            found = block.wait_for_change(version, PATIENCE)
-            assert found is not None, "nobody told"
+            found = block.wait_for_change(version)  # with a timeout, it would see the change at the end of that
+            assert found is not None
             assert found > version
             version = found
         return version
 
-    children = [Child(follow) for _ in range(3)]
+    def in_a_thread() -> int:
+        """The main thread would look every 20 ms, for signals."""
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(follow()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    children = [Child(in_a_thread) for _ in range(3)]
     for number in range(rounds):
         with getattr(block, kind)() as view:
             view[0] = number & 255
@@ -819,6 +827,65 @@ def test_a_reader_that_is_overtaken_all_the_time_gives_up_with_a_clear_error(blo
     with pytest.raises(TimeoutError, match="writers were faster"), block.read(timeout=SHORT):
         pass
     assert time.monotonic() - begin >= SHORT
+
+
+class Slow:
+    """A mapping of the copies; in the middle of the first look at it, something happens."""
+
+    def __init__(self, mapping: mmap.mmap, happens: Any) -> None:
+        self.mapping = mapping
+        self.happens = [happens]
+
+    def __getitem__(self, part: slice) -> bytes:
+        middle = (part.start + part.stop) // 2
+        first = self.mapping[part.start : middle]
+        if self.happens:
+            self.happens.pop()()
+        return first + self.mapping[middle : part.stop]
+
+
+@pytest.mark.parametrize("kind", ["write", "edit"])
+def test_a_reader_whose_copy_is_overwritten_meanwhile_begins_anew(kind: str) -> None:
+    block = shlock.Block(size=SIZE, buffers=2)
+    put(block, b"1" * SIZE)
+    content(block)
+    holds = []
+
+    def happens() -> None:
+        """A whole version, and half of the next one into the copy that is being read; or an edit in place."""
+        if kind == "write":
+            put(block, b"2" * SIZE)
+            holds.append(block.write())
+            holds[0].__enter__()[:] = b"3" * SIZE
+        else:
+            with block.edit() as view:
+                view[:] = b"2" * SIZE
+
+    made = block._content
+    made._reading = Slow(made._reading, happens)  # type: ignore[arg-type, assignment]
+    assert content(block) == b"2" * SIZE
+    for hold in holds:
+        hold.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["write", "edit"])
+def test_nobody_of_the_writers_process_can_change_anything_once_the_commit_has_begun(kind: str, block: shlock.Block) -> None:
+    seen = []
+
+    def look(label: str) -> None:
+        if label.startswith(("C24", "C25", "C26", "C29 version")):
+            kept[:] = b"late"
+            with pytest.raises(ValueError, match="released"):
+                view[0]
+            seen.append(label)
+
+    with getattr(block, kind)() as view:
+        view[:4] = b"good"
+        kept = view[:4]
+        _sys.crash_points[:] = [look]
+    _sys.crash_points.clear()
+    assert len(seen) >= 2
+    assert content(block)[:4] == b"good"
 
 
 # -- leases ---------------------------------------------------------------------------------------------------------------
