@@ -81,3 +81,10 @@ def test_work_queue_does_every_job_though_its_workers_are_killed() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "40 of 40 jobs done; 10 workers were killed" in done.stdout
     assert "given up: 0" in done.stdout
+
+
+def test_shared_frame_is_never_torn_though_its_writer_is_killed() -> None:
+    done = run(EXAMPLES / "shared_frame.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("20 writers killed, ")
+    assert done.stdout.endswith(" looked at, 0 of them torn\n")
