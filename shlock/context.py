@@ -2,12 +2,14 @@
 
 ``get_context(method)`` is multiprocessing's context of that start method, in which Lock, RLock, Semaphore, BoundedSemaphore,
 Condition, Event, Barrier, Queue, JoinableQueue, SimpleQueue and Pipe are ours, and with them the locks inside Pool, Value and
-Array.  A Pool's own queues stay multiprocessing's, on our locks: its code reads their private parts.
+Array.  The queues inside a Pool and inside concurrent.futures' executors stay multiprocessing's, on our locks: their code waits
+for the pipes in them.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from functools import cache
 from multiprocessing import context as mp_context
@@ -16,6 +18,10 @@ from typing import Any
 from . import channel, queue, synchronize
 
 __all__ = ["get_context"]
+
+
+#: Modules that wait for the file inside a SimpleQueue.
+_READS_PRIVATE_PARTS = ("concurrent.futures.process", "multiprocessing.pool")
 
 
 class _Primitives(mp_context.BaseContext):
@@ -72,8 +78,10 @@ class _Primitives(mp_context.BaseContext):
         return queue.JoinableQueue(maxsize, name, ctx=self, **options)
 
     def SimpleQueue(self) -> Any:
-        """As :class:`shlock.SimpleQueue`."""
-        return super().SimpleQueue() if self._for_pool else queue.SimpleQueue(ctx=self)
+        """As :class:`shlock.SimpleQueue`; for a Pool, and for concurrent.futures, multiprocessing's own, on our locks."""
+        if self._for_pool or sys._getframe(1).f_globals.get("__name__") in _READS_PRIVATE_PARTS:
+            return super().SimpleQueue()
+        return queue.SimpleQueue(ctx=self)
 
     def Pipe(self, duplex: bool = True, *, size: int | None = None) -> Any:
         """As :func:`shlock.Pipe`."""
