@@ -1139,7 +1139,8 @@ def test_an_empty_queue_gives_up_after_its_timeout(ctx: Context) -> None:
         items.get(True, SHORT)
     with pytest.raises(queue.Empty):
         items.get(timeout=-1)
-    with held_by_thread(items._rlock), takes_at_least(SHORT), pytest.raises(queue.Empty):
+    consumers = items._rlock if hasattr(items, "_rlock") else items._in.lock
+    with held_by_thread(consumers), takes_at_least(SHORT), pytest.raises(queue.Empty):
         items.get(timeout=SHORT)
     items.close()
     items.join_thread()

@@ -560,6 +560,7 @@ def test_a_fork_while_threads_wait_leaves_parent_and_child_able_to_send_and_rece
     def in_child() -> bytes:
         channel.send_bytes(b"from the child")
         other.send_bytes(b"from the child, too")
+        eventually(lambda: not other.qsize(), "the parent has taken what was for it")
         return other.recv_bytes(timeout=PATIENCE)
 
     child = Child(in_child)
