@@ -7,6 +7,7 @@ in its direction; what the others must see follows from that.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pickle
 import random
@@ -517,13 +518,9 @@ def produce(channel: Channel, page: Page, seat: int) -> None:
 
 def note(channel: Channel, page: Page, journal: memoryview, data: Any) -> None:
     """Write into the journal which message is the next one, before HEAD moves past it.  Whoever dies then notes the same."""
-    if bytes(data[:4]) != b"MSG!":
-        first = struct.unpack_from("<2Q", data)
-        count = first[0]
-        end = 8 * (1 + count)
-        lengths = struct.unpack_from(f"<{count}Q", data, 8)
-        end = -(-end // 16) * 16 + lengths[0]
-        data = data[-(-end // 16) * 16 :]
+    data = bytes(data)
+    data = data[data.index(b"MSG!") :]  # in a pickle, or behind one
+    data = data[: HEAD.size + HEAD.unpack_from(data)[2]]
     number = number_of(data) + 1
     position = taken(channel)
     if journal[position] not in (0, number):
@@ -554,8 +551,6 @@ def consume(channel: Channel, page: Page, journal: memoryview, seat: int) -> Non
 
 @pytest.mark.parametrize("kills", [80, pytest.param(1000, marks=[pytest.mark.storm, pytest.mark.patience(600)])])
 def test_the_books_balance_after_a_storm_of_kills(kills: int) -> None:
-    import mmap
-
     kills = int(os.environ.get("SHLOCK_STORM_KILLS", kills))
     seed = random.randrange(10**6)
     print(f"seed {seed}")
