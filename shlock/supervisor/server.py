@@ -20,6 +20,7 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ from .. import _ledger, _machine, _messages, _names, _process
 from .._arena import Arena, Declaration
 from .._client import supervisor_pid
 from .._segment import Segment
-from .._sys import SYSTEM, crash_points
+from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import HIGHEST_NUMBER, LONGEST_SECONDS
 from ..errors import SegmentError, SupervisorError
 from .leases import NEVER, Terms
@@ -808,17 +809,21 @@ class Server:
 
 
 def _named_arenas(domain: str) -> Iterator[Arena]:
-    position = 0
-    while True:
-        try:
-            segment = Segment.attach(_names.segment_name(domain, position))
-            if segment is None:
-                return
-            yield Arena.over(segment)
-        except (OSError, SegmentError) as error:
-            log.warning("a segment of domain %r cannot be adopted: %s", domain, error)
-            return
-        position += 1
+    """The segments of a domain, and those of its buffers."""
+    first = _names.segment_name(domain)
+    chain = (_names.segment_name(domain, position) for position in itertools.count())
+    buffers = (name for name in sorted(os.listdir(SHM_FOLDER)) if name.startswith(f"{first}="))
+    for names, is_chain in ((chain, True), (buffers, False)):
+        for name in names:
+            try:
+                segment = Segment.attach(name)
+                if segment is not None:
+                    yield Arena.over(segment)
+                    continue
+            except (OSError, SegmentError) as error:
+                log.warning("a segment of domain %r cannot be adopted: %s", domain, error)
+            if is_chain:
+                break
 
 
 def _leased_owners(arena: Arena) -> set[int]:
