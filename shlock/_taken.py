@@ -31,7 +31,7 @@ that process dies, or leaves with an exception, the item is there for the next o
     C42 HEAD moved              TAKING set, slot filled       heir of the consumers' lock        returned, once
     C43 TAKING cleared          slot filled, its owner dead   who looks for the dead, in 10 ms   returned
     C44 taken once more         deliveries counted up         the same                           returned
-    C45 slot emptied            done, lock held               who needs the slot                 gone
+    C45 slot emptied            done, lock held               who looks for the dead             gone, with its memory
     C46 put among the letters   slot filled                   who looks for the dead             a dead letter twice
     C47 given back              slot filled, lock free        the same                           returned
 
@@ -149,7 +149,7 @@ class Slot:
     def write(self, content: memoryview) -> None:
         """Under its lock and that of the consumers: the bytes of the item that is being taken.  OSError without memory."""
         length = len(content)
-        self._give_memory_back()  # of an item that somebody acknowledged who died then
+        self.give_memory_back()  # of an item that somebody acknowledged who died then
         self._reserve(length)
         self._map(length)[:length] = content
         self.view[self.length] = length
@@ -166,9 +166,10 @@ class Slot:
         self.view[self.state] = self.view[self.state] + (done << ACKNOWLEDGED_SHIFT) & ACKNOWLEDGED  # T4
         if crash_points:
             crash_points[0]("C45 slot emptied")
-        self._give_memory_back()
+        self.give_memory_back()
 
-    def _give_memory_back(self) -> None:
+    def give_memory_back(self) -> None:
+        """Let go of what the last item had; under the lock, when it is empty."""
         length = self.view[self.length]
         if length:
             if KEPT_BYTES < length <= self.slots.stride:
@@ -320,9 +321,9 @@ class Slots:
         view = self.view
         if not view[self.returned]:
             return False
-        # An exchange: the hint is gone before we look, so that who returns something now sets it again.
-        self.memory.arena.words.compare_exchange(self.returned, view[self.returned], 0)
         try:
+            # An exchange: the hint is gone before we look, so that who returns something now sets it again.
+            self.memory.arena.words.compare_exchange(self.returned, view[self.returned], 0)
             for index in self._candidates():
                 slot = self.slot(index)
                 if not self._lock(slot, grip):
@@ -387,6 +388,7 @@ class Slots:
         view = self.view
         if not view[self.kept]:
             return False
+        self._tidy_up()
         if self._candidates():
             view[self.returned] = 1
         elif not self._is_any_filled():
@@ -398,6 +400,19 @@ class Slots:
                 if lock._words.is_mine():
                     lock.release()
         return False
+
+    def _tidy_up(self) -> None:
+        """C45: give back the memory of items that somebody acknowledged who died then."""
+        view = self.view
+        for index, (state, word) in enumerate(zip(view[self._state].tolist(), view[self._word].tolist(), strict=True)):
+            owner = word & at.OWNER
+            if owner and not state & FILLED and not _process.is_alive(owner):
+                grip = Grip()
+                try:
+                    if self._lock(self.slot(index), grip) and grip.slot is not None and not grip.slot.is_filled():
+                        grip.slot.give_memory_back()
+                finally:
+                    self.let_go(grip)
 
     def look_now_and_then(self) -> None:
         """``look_for_the_dead``, for who does not wait: at most once per poll interval."""

@@ -448,10 +448,26 @@ def test_memory_of_large_items_is_given_back_though_their_holders_die() -> None:
     assert taken < 8_000_000
 
 
+def test_memory_of_items_is_given_back_though_workers_die_before_they_have_done_so() -> None:
+    queue = shlock.JoinableQueue()
+
+    def memory() -> int:
+        return os.fstat(queue._memory.arena.segment.fd).st_blocks * 512
+
+    for number in range(3):
+        queue.put(item(number, 3_000_000))
+        assert_killed(killed(EMPTIED, 1, taker(queue)))
+    with_rest = memory()
+
+    eventually(lambda: drained(queue) and memory() < with_rest - 2_500_000)
+    queue.join()
+    assert_sound_soon(queue)
+
+
 # -- a storm --------------------------------------------------------------------------------------------------------------
 
 STORM = pytest.mark.parametrize("deaths", [200, pytest.param(3000, marks=soak)])
-MOST, STINT = 400_000, 200  # items in all, and of one producer
+MOST, STINT = 800_000, 200  # items in all, and of one producer
 
 
 @STORM
