@@ -388,7 +388,8 @@ class _End:
         """What to raise when putting or taking was interrupted: whoever it would have woken is woken."""
         if process is not _process.current:
             return RuntimeError(f"{self.text}: this process was forked in the middle of it. It is the parent's; begin anew.")
-        if self.way_in is self.lock and self.lock._words.is_mine():  # a signal came at the first step of the way out
+        is_older = self.way_in is not self.lock or error.__class__ is _Inside
+        if not is_older and self.lock._words.is_mine():  # a signal came at the first step of the way out
             self.lock.release()
         if self.view[block.word] & at.PARKED:
             self.wake(block)
@@ -404,6 +405,10 @@ def _in_child() -> None:
 
 
 _process.refresh_in_child.append(_in_child)
+
+
+class _Inside(RuntimeError):
+    """The thread had the lock before."""
 
 
 class Within:
@@ -422,7 +427,7 @@ class Within:
     def __enter__(self) -> None:
         lock, deadline = self._end.lock, self._deadline
         if lock._words.is_mine():
-            raise RuntimeError(f"{self._end.text}: this thread is inside already, and it is not recursive")
+            raise _Inside(f"{self._end.text}: this thread is inside already, and it is not recursive")
         try:
             if not lock.acquire(True, None if deadline is None else max(0.0, deadline - SYSTEM.monotonic())):
                 raise TimeoutError(f"{self._end.text}: others were busy with it until the time was over")
