@@ -556,16 +556,18 @@ def test_a_fork_while_threads_wait_leaves_parent_and_child_able_to_send_and_rece
     eventually(lambda: waiting.is_parked_at(other))
     back = InThread(channel.recv_bytes)
     eventually(lambda: back.is_parked_at(channel))
+    parent_has_its_message = shlock.Event()
 
     def in_child() -> bytes:
         channel.send_bytes(b"from the child")
         other.send_bytes(b"from the child, too")
-        eventually(lambda: not other.qsize(), "the parent has taken what was for it")
+        assert parent_has_its_message.wait(PATIENCE)
         return other.recv_bytes(timeout=PATIENCE)
 
     child = Child(in_child)
     assert waiting.result() == b"from the child"
     assert back.result() == b"from the child, too"
+    parent_has_its_message.set()
     channel.send_bytes(b"to the child")
     assert child.result() == b"to the child"
     assert_usable(channel, other)
