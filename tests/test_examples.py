@@ -88,3 +88,24 @@ def test_shared_frame_is_never_torn_though_its_writer_is_killed() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("20 writers killed, ")
     assert done.stdout.endswith(" looked at, 0 of them torn\n")
+
+
+def test_producer_and_consumer_loses_no_message_though_consumers_are_killed() -> None:
+    done = run(EXAMPLES / "producer_and_consumer.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "a consumer ended with -9 after message 300",
+        "a consumer ended with -9 after message 600",
+        "a consumer ended with 0 after message 1000",
+    ]
+
+
+def test_four_roles_answers_every_datagram() -> None:
+    done = run(EXAMPLES / "four_roles.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "answer: 5 bytes, sum 532",
+        "answer: 25600 bytes, sum 3264000",
+        "answer: 60000 bytes, sum 15300000",
+        "exit codes: [0, 0]",
+    ]
