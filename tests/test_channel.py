@@ -485,6 +485,67 @@ def test_poll_wakes_up_for_a_message_and_leaves_it_to_others(
     assert receiver.result() == b"x"
 
 
+@pytest.mark.parametrize("first", ["send_bytes", "send with a timeout", "send_many", "reserve", "reserve in vain"])
+def test_a_sender_that_was_woken_wakes_the_next_one(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parking, "POLL_INTERVAL", 1e6)
+    monkeypatch.setattr(_parking, "LONGEST_POLL_INTERVAL", 1e6)
+    channel = Channel(size=20_000)
+    other = channel.other_end()
+    fill(channel)
+
+    def in_vain() -> None:
+        with contextlib.suppress(KeyError), channel.reserve(5):
+            raise KeyError
+
+    ways: dict[str, Callable[[], Any]] = {
+        "send_bytes": lambda: channel.send_bytes(b"1"),
+        "send with a timeout": lambda: channel.send(1, timeout=1e6),
+        "send_many": lambda: channel.send_many([b"1", b"2"]),
+        "reserve": lambda: reserve_new(channel, other),
+        "reserve in vain": in_vain,
+    }
+    threads = []
+    for way in (ways[first], ways["send_bytes"], ways["reserve"]):
+        threads.append(InThread(way))
+        eventually(lambda: threads[-1].is_parked_at(channel))
+    while not any(thread.is_over() for thread in threads) and other.qsize() > 12:
+        other.recv_bytes()  # until it makes room, which wakes one of them
+    for thread in threads:
+        thread.result()
+
+
+@pytest.mark.parametrize("first", ["recv", "recv with a timeout", "recv_many", "peek", "peek in vain", "poll"])
+def test_a_receiver_that_was_woken_wakes_the_next_one(
+    first: str, channel: Channel, other: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_parking, "POLL_INTERVAL", 1e6)
+    monkeypatch.setattr(_parking, "LONGEST_POLL_INTERVAL", 1e6)
+
+    def in_vain() -> None:
+        with contextlib.suppress(KeyError), other.peek():
+            raise KeyError
+
+    ways: dict[str, Callable[[], Any]] = {
+        "recv": other.recv,
+        "recv with a timeout": lambda: other.recv(timeout=1e6),
+        "recv_many": lambda: other.recv_many(1),
+        "peek": lambda: peek_old(channel, other),
+        "peek in vain": in_vain,
+        "poll": lambda: other.poll(None),
+    }
+    threads = []
+    for way in (ways[first], ways["recv"], ways["peek"]):
+        threads.append(InThread(way))
+        eventually(lambda: threads[-1].is_parked_at(other))
+    channel._out.wake = lambda *_: None  # all three messages come before anybody is woken
+    for number in range(3):
+        channel.send(number)
+    del channel._out.wake
+    channel._out.tell()
+    for thread in threads:
+        thread.result()
+
+
 def test_threads_of_one_process_share_both_ends(channel: Channel, other: Channel) -> None:
     got: list[list[int]] = [[], [], []]
 

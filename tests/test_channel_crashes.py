@@ -549,7 +549,7 @@ def consume(channel: Channel, page: Page, journal: memoryview, seat: int) -> Non
                 return
 
 
-@pytest.mark.parametrize("kills", [80, pytest.param(1000, marks=[pytest.mark.storm, pytest.mark.patience(600)])])
+@pytest.mark.parametrize("kills", [80, pytest.param(500, marks=[pytest.mark.storm, pytest.mark.patience(600)])])
 def test_the_books_balance_after_a_storm_of_kills(kills: int) -> None:
     kills = int(os.environ.get("SHLOCK_STORM_KILLS", kills))
     seed = random.randrange(10**6)

@@ -398,7 +398,7 @@ def test_an_end_that_was_mapped_early_finds_messages_that_lie_far_behind() -> No
     ring = Ring(LAZY)
     late = ring.new_producer()
     for number in range(11):
-        assert ring.producer.put(content(number, CHUNK - 16))
+        assert ring.producer.put(content(number, CHUNK - 16 if number < 10 else 8))
     assert late.put(b"small, in a chunk that this end has not mapped yet")
     assert late.put_many([b"more"], [0], 0) == 1
     assert late.put(b"")
@@ -427,6 +427,25 @@ def test_what_a_dead_consumer_had_half_given_back_and_others_use_again_is_let_al
             if not more or len(got) > 80:
                 break
         assert [body for body in got if body] == bodies[7:] + more
+
+
+def test_who_waits_for_room_tries_again_when_only_the_dead_are_in_the_way() -> None:
+    """Nobody else would ever give these chunks back, or wake it."""
+    ring = Ring(Geometry(CHUNK, 5, 3))
+    producer = ring.producer
+    for is_intent in (False, True):
+        if is_intent:  # of a producer that died before it had written the message
+            producer.table[2] = producer.table[3] = _ring.USED
+            producer.view[producer.intent] = 2 << _ring.COUNT_SHIFT | 2
+        else:  # of a consumer
+            producer.table[2] = producer.table[4] = _ring.LEFT
+        assert not producer.has_room(ring.geometry.longest)
+        assert producer.wait_for_room(ring.geometry.longest, _sys.SYSTEM.monotonic() + PATIENCE)
+        assert producer.put(bytes(ring.geometry.longest))
+        assert ring.consumer.get() == (0, bytes(ring.geometry.longest))
+        while (producer.view[producer.tail] & _ring.PLACE) << 3 >= CHUNK:  # until TAIL is in the first chunk again
+            assert producer.put(bytes(CHUNK - 16))
+            assert ring.consumer.get() is not None
 
 
 # -- waiting --------------------------------------------------------------------------------------------------------------
