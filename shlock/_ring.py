@@ -634,17 +634,23 @@ class Producer(_End):
             return False
         if ((tail & PLACE) << 3 & self.mask) + length <= self.room:
             return True
+        if self._are_chunks_taken_in_vain():
+            return True  # whoever takes the next chunks gives these back first
         run = -(-(length + OVERHEAD) // self.chunk)
         table = self.table[: self.geometry.chunks].tobytes()
         if not self.is_empty() and table.count(_USED_BYTE) + run > self.geometry.most:
             return False
         return table.replace(_FREE_BYTE, _NO_MEMORY_BYTE).find(_NO_MEMORY_BYTE * run) >= 0
 
-    def _is_stuck(self) -> bool:
-        """Whether chunks may be kept by the dead: of a message that was never sent, or of some that were taken."""
+    def _are_chunks_taken_in_vain(self) -> bool:
+        """Whether there are chunks of a message that was not sent: not yet, or never (C32; a reservation that was given up)."""
         intent, place = self.view[self.intent], (self.view[self.tail] & PLACE) << 3
         first, run = intent >> COUNT_SHIFT, intent & PLACE
-        return bool(intent and not first * self.chunk <= place < (first + run) * self.chunk) or self.is_something_left()
+        return bool(intent and not first * self.chunk <= place < (first + run) * self.chunk)
+
+    def _is_stuck(self) -> bool:
+        """Whether chunks may be kept by the dead: of a message that was never sent, or of some that were taken."""
+        return self._are_chunks_taken_in_vain() or self.is_something_left()
 
     def too_long(self, length: int) -> ValueError:
         return ValueError(f"{self.text}: a message of {length} bytes; the longest that fits has {self.longest}")

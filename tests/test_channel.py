@@ -485,7 +485,7 @@ def test_poll_wakes_up_for_a_message_and_leaves_it_to_others(
     assert receiver.result() == b"x"
 
 
-@pytest.mark.parametrize("first", ["send_bytes", "send with a timeout", "send_many", "reserve"])
+@pytest.mark.parametrize("first", ["send_bytes", "send with a timeout", "send_many", "reserve", "reserve in vain"])
 def test_a_sender_that_was_woken_wakes_the_next_one(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parking, "POLL_INTERVAL", 1e6)
     monkeypatch.setattr(_parking, "LONGEST_POLL_INTERVAL", 1e6)
@@ -493,11 +493,16 @@ def test_a_sender_that_was_woken_wakes_the_next_one(first: str, monkeypatch: pyt
     other = channel.other_end()
     fill(channel)
 
+    def in_vain() -> None:
+        with contextlib.suppress(KeyError), channel.reserve(5):
+            raise KeyError
+
     ways: dict[str, Callable[[], Any]] = {
         "send_bytes": lambda: channel.send_bytes(b"1"),
         "send with a timeout": lambda: channel.send(1, timeout=1e6),
         "send_many": lambda: channel.send_many([b"1", b"2"]),
         "reserve": lambda: reserve_new(channel, other),
+        "reserve in vain": in_vain,
     }
     threads = []
     for way in (ways[first], ways["send_bytes"], ways["reserve"]):

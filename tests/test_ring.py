@@ -439,7 +439,7 @@ def test_who_waits_for_room_tries_again_when_only_the_dead_are_in_the_way() -> N
             producer.view[producer.intent] = 2 << _ring.COUNT_SHIFT | 2
         else:  # of a consumer
             producer.table[2] = producer.table[4] = _ring.LEFT
-        assert not producer.has_room(ring.geometry.longest)
+        assert producer.has_room(ring.geometry.longest) == is_intent
         assert producer.wait_for_room(ring.geometry.longest, _sys.SYSTEM.monotonic() + PATIENCE)
         assert producer.put(bytes(ring.geometry.longest))
         assert ring.consumer.get() == (0, bytes(ring.geometry.longest))
