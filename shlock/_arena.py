@@ -111,7 +111,10 @@ class Block:
         return self.arena.words.load(self.start + at.BLOCK_PARAMETER)
 
     def __del__(self) -> None:
-        arena = self.arena
+        try:
+            arena, _ = self.arena, self.exported
+        except AttributeError:  # interrupted while it was made: nobody knows of it
+            return
         if arena.creator is _process.current and self.forks == _forks and not self.exported:
             # As this process remembers them, not as the segment may say by now.
             for index in (self.index, *self.extensions):

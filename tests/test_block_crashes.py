@@ -270,16 +270,30 @@ def test_readers_that_wait_for_an_editor_go_on_when_he_is_killed(policy: Any, ot
 @pytest.mark.parametrize("others", OTHERS)
 @pytest.mark.parametrize("label", CREATING)
 def test_a_name_is_there_or_not_when_its_creator_is_killed_at(label: str, others: int, domain: str) -> None:
-    def create(label: str | None = None) -> int:
-        if label is not None:
-            _sys.crash_points[:] = [DieAtLabel(label, 1).label]
+    page = Page(1)
+
+    def create() -> int:
         block = shlock.Block("b", size=SIZE, domain=domain)
         with block.write(timeout=PATIENCE) as view:
             fill(view, only_byte(bytes(view)) + 1)
         return os.getpid()
 
-    victim = Child(create, label)
-    children = [Child(create) for _ in range(others)]
+    def create_and_die() -> None:
+        death = DieAtLabel(label, 1)
+
+        def at_point(seen: str) -> None:
+            page[0] |= seen == label
+            death.label(seen)
+
+        _sys.crash_points[:] = [at_point]
+        create()
+
+    def create_beside() -> int:
+        eventually(lambda: page[0])  # sooner, and it may have published the name before the victim
+        return create()
+
+    children = [Child(create_beside) for _ in range(others)]
+    victim = Child(create_and_die)
     assert victim.wait() == -signal.SIGKILL
     for child in children:
         child.result()
