@@ -563,6 +563,8 @@ class _Changes:
 class _ChangeWaiter:
     """One thread that waits for the next version."""
 
+    precedence = 0
+
     def __init__(self, changes: _Changes, is_over: Callable[[], bool]) -> None:
         self.changes = changes
         self.index = changes.index

@@ -161,6 +161,8 @@ class SemaphoreWord(_Word):
 class _PermitWaiter:
     """One thread on its way to a permit."""
 
+    precedence = 0
+
     def __init__(self, word: SemaphoreWord) -> None:
         self.word = word
         self.index = word.index
@@ -261,6 +263,8 @@ class ConditionWord(_Word):
 
 class _NotificationWaiter:
     """One thread that waits for a notification, and gave its lock back for that time."""
+
+    precedence = 0
 
     def __init__(self, word: ConditionWord, lock: Any, depth: int) -> None:
         self.word = word
@@ -378,6 +382,8 @@ class EventWord(_Word):
 
 class _FlagWaiter:
     """One thread that waits for the flag, or for it to have been raised meanwhile."""
+
+    precedence = 0
 
     def __init__(self, word: EventWord, raised: int) -> None:
         self.word = word
@@ -600,6 +606,8 @@ def _leave_party(view: memoryview, cells: list[tuple[int, Any]], process: _proce
 class _Arrival:
     """One thread that waits in one round."""
 
+    precedence = 0
+
     def __init__(self, word: BarrierWord) -> None:
         self.word = word
         self.index = word.index
@@ -678,6 +686,8 @@ class _Arrival:
 
 class _OpenWaiter:
     """One thread that came while the last round was still ending."""
+
+    precedence = 0
 
     def __init__(self, word: BarrierWord) -> None:
         self.word = word

@@ -4,7 +4,7 @@ A segment is one arena: a header, parking spots, names of processes, control blo
 and the text of names::
 
     header      512 words   see the constants HEADER_*
-    spots       4 arrays of `spots` words: STATE, CLAIM, THREAD, SINCE
+    spots       5 arrays of `spots` words: STATE, CLAIM, THREAD, SINCE, PRECEDENCE
     processes   8 words each: identity, then 56 bytes of text
     blocks      16 words each, see the constants BLOCK_*
     names       2 words for each block: hash of the name (0 = free), place and length of its text
@@ -15,6 +15,10 @@ and the text of names::
 The owner word (bits of W; one per Lock or RLock, one per permit of an owned Semaphore)::
 
     bits 0-4 flags | bits 5-26 pid | bits 27-63 birth: start time of the process in clock ticks since boot
+
+or, where the lock is reserved for one waiter (``_handover``), pid 0 and in the place of the birth::
+
+    bits 27-37 index of the waiter's spot, + 1 | bits 38-63 the lowest bits of the sequence of its S
 
 The spot word (S)::
 
@@ -27,7 +31,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 
 WORD: Final = 8  # bytes
 WORD_MASK: Final = (1 << 64) - 1
@@ -37,17 +41,20 @@ STARTING: Final = 1 << 0  # in HEADER_JANITOR
 # Flags of an owner word.
 PARKED: Final = 1 << 0  # somebody may be asleep on this word: a release has to look for a waiter
 DIED: Final = 1 << 1  # an owner died inside and nobody has put in order what it left
-RESERVED: Final = 1 << 2  # kept for hand-off: the owner field names a parking spot
+TAKEN: Final = 1 << 2  # a supervisor is taking it away from its owner, who is not inside
 BIASED: Final = 1 << 3  # kept for the biased path
 REVOKING: Final = 1 << 4  # kept for the biased path
-TAKEN: Final = RESERVED | REVOKING  # a supervisor is taking it away from its owner, who is not inside
-FLAGS: Final = PARKED | DIED | RESERVED | BIASED | REVOKING
+FLAGS: Final = PARKED | DIED | TAKEN | BIASED | REVOKING
 OWNER: Final = WORD_MASK & ~FLAGS
 
 PID_SHIFT: Final = 5
 PID_BITS: Final = 22
 BIRTH_SHIFT: Final = PID_SHIFT + PID_BITS
 BIRTH_BITS: Final = 64 - BIRTH_SHIFT
+PID: Final = ((1 << PID_BITS) - 1) << PID_SHIFT
+RESERVED_SPOT_SHIFT: Final = BIRTH_SHIFT
+RESERVED_SPOT_BITS: Final = 11
+RESERVED_SEQUENCE_SHIFT: Final = RESERVED_SPOT_SHIFT + RESERVED_SPOT_BITS
 
 # Words that count, of Semaphore, Event, Condition and Barrier: flags below, numbers above.
 COUNT_SHIFT: Final = 5
@@ -94,8 +101,8 @@ HEADER_NAME: Final = 64  # of the one object in this segment: length in bytes, t
 HEADER_WORDS: Final = 512
 
 # Arrays of the spots, in their order.
-SPOT_STATE, SPOT_CLAIM, SPOT_THREAD, SPOT_SINCE = range(4)
-SPOT_ARRAYS: Final = 4
+SPOT_STATE, SPOT_CLAIM, SPOT_THREAD, SPOT_SINCE, SPOT_PRECEDENCE = range(5)
+SPOT_ARRAYS: Final = 5
 
 PROCESS_WORDS: Final = 8
 PROCESS_TEXT: Final = (PROCESS_WORDS - 1) * WORD
@@ -215,6 +222,27 @@ class Layout:
 
     def block(self, index: int) -> int:
         return self.block_table + BLOCK_WORDS * index
+
+
+def reservation(index: int, state: int) -> int:
+    """The owner field of a lock that is reserved for the waiter at a spot, whose S is ``state``."""
+    sequence = state >> SEQUENCE_SHIFT << RESERVED_SEQUENCE_SHIFT & WORD_MASK
+    return sequence | index + 1 << RESERVED_SPOT_SHIFT
+
+
+def is_reservation(word: int) -> bool:
+    """Whether an owner word names a spot, and no process."""
+    return bool(word & OWNER) and not word & PID
+
+
+def reserved_spot(word: int) -> int:
+    """Index of the spot that a reservation names; it may be out of bounds."""
+    return (word >> RESERVED_SPOT_SHIFT & (1 << RESERVED_SPOT_BITS) - 1) - 1
+
+
+def process_in(word: int) -> int:
+    """The identity word of the owner, or 0: nobody, or reserved."""
+    return word & OWNER if word & PID else 0
 
 
 def bytes_of_tables(header: bytes, size: int) -> int:

@@ -175,7 +175,7 @@ def make_leased_path(
     def is_ours(grant: Grant) -> bool:
         """E3, when W is not just our name: with flags, TAKEN among them, or another's."""
         while (w := view[place]) & owner_bits == grant.word:
-            if w & at.TAKEN != at.TAKEN or block_words.compare_exchange(place, w, w & ~at.TAKEN):
+            if not w & at.TAKEN or block_words.compare_exchange(place, w, w & ~at.TAKEN):
                 if w & at.DIED:
                     grant.left, grant.odd = _ledger.LEFT, True
                 return True

@@ -337,7 +337,7 @@ class OwnedWords:
 class OwnerWaiter:
     """One thread that is on its way in.  ``take`` is used for nothing but taking: it knows whether we are inside."""
 
-    __slots__ = ("back", "died", "index", "mark", "place", "process", "repair", "take", "words")
+    __slots__ = ("back", "died", "index", "mark", "place", "precedence", "process", "repair", "take", "words")
     words: Any  # the OwnedWords, while it is in use
 
     def __init__(self) -> None:
@@ -349,6 +349,7 @@ class OwnerWaiter:
     def start(self, words: OwnedWords, repair: bool) -> None:
         self.words = words
         self.index = words.block.index
+        self.precedence = 0 if words.grant is None else words.grant.terms.rank
         self.repair = repair
         self.died = False
         self.take.tried = None

@@ -79,6 +79,10 @@ class Waiter(Protocol):
     def index(self) -> int:
         """The control block that it waits for."""
 
+    @property
+    def precedence(self) -> int:
+        """Who goes first: larger numbers, and among equal ones the longest wait."""
+
     def attempt(self, spot: Spot) -> bool:
         """A5: go in if possible and say True.
 
@@ -100,7 +104,7 @@ class Spot:
     """The place of one blocked thread.  It belongs to one thread of this process at a time."""
 
     __slots__ = (
-        "claim_word", "claimant", "index", "is_leaving", "naps", "operand", "semaphore",
+        "claim_word", "claimant", "index", "is_leaving", "naps", "operand", "precedence_word", "semaphore",
         "since_word", "state_pointer", "state_word", "thread_word", "trust", "words",
     )  # fmt: skip
 
@@ -113,15 +117,15 @@ class Spot:
         self.is_leaving = False
         self.naps = 0  # since the thread was chosen
         self.trust = MOST_SKIPS  # how often it may still leave the word unmarked
-        self.state_word, self.claim_word, self.thread_word, self.since_word = (
-            layout.spot(array, index) for array in (at.SPOT_STATE, at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
+        self.state_word, self.claim_word, self.thread_word, self.since_word, self.precedence_word = (
+            layout.spot(array, index) for array in range(at.SPOT_ARRAYS)
         )
         self.state_pointer = words.pointer(self.state_word)
         # No call from here to the end: the interpreter looks at no signal in between.
         claims[:] = ()
         self.claimant = _process.current
 
-    def publish(self, key: int) -> None:
+    def publish(self, key: int, precedence: int) -> None:
         """A4: from here on the thread can be chosen.  An exchange, so also a fence."""
         words = self.words
         self.is_leaving = False
@@ -129,6 +133,7 @@ class Spot:
         self.trust = MOST_SKIPS
         words.store(self.thread_word, threading.get_native_id())
         words.store(self.since_word, SYSTEM.monotonic_ns())
+        words.store(self.precedence_word, precedence)
         sequence = (words.load(self.state_word) & at.SEQUENCE) + at.SEQUENCE_ONE & at.SEQUENCE
         self.operand.exchange(self.state_pointer, sequence | key << at.KEY_SHIFT | at.WAITING)
 
@@ -195,7 +200,7 @@ class Parking:
             spot = self._take()
             if crash_points:
                 crash_points[0]("A4 before S is published")
-            spot.publish(waiter.index)
+            spot.publish(waiter.index, waiter.precedence)
             if crash_points:
                 crash_points[0]("A5 S published")
             next_poll = SYSTEM.monotonic() + POLL_INTERVAL
@@ -276,12 +281,11 @@ class Parking:
 
     def _place_in_line(self, spot: Spot, key: int) -> float:
         """How many poll intervals this waiter waits between two looks: 1 for the first in line."""
-        since = self.layout.spot(at.SPOT_SINCE, 0)
-        mine = self.words.load(since + spot.index)
+        mine = self.turn_of(spot.index)
         ahead = sum(
             1
             for index, state in enumerate(self._states())
-            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key and self.words.load(since + index) < mine
+            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key and self.turn_of(index) < mine
         )
         return min((1 + ahead) ** 2, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
 
@@ -299,12 +303,17 @@ class Parking:
 
     # -- waking -------------------------------------------------------------------------------------------------------
 
+    def turn_of(self, index: int) -> tuple[int, int]:
+        """By which the waiters are sorted, the first one in line first: precedence, then since when it has waited."""
+        load, spot = self.words.load, self.layout.spot
+        return -load(spot(at.SPOT_PRECEDENCE, index)), load(spot(at.SPOT_SINCE, index))
+
     def _states(self) -> list[int]:
         view, first = self.words.view, self.state_first
         return view[first : first + min(view[at.HEADER_SPOTS_USED], self.spots)].tolist()
 
     def unpark_one(self, key: int, skips: list[int] | None = None) -> int:
-        """Wake the thread that has waited for this block the longest.
+        """Wake the thread that is the first in line for this block.
 
         Returns since when it has waited (monotonic ns), ON_ITS_WAY if it was left at an earlier wake-up, 0 if nobody
         waits.  With ``skips`` (one count, kept by the caller), an earlier one is enough up to MOST_SKIPS times.
@@ -327,7 +336,7 @@ class Parking:
                 skips[0] = 0
             index = waiting[0]
             if len(waiting) > 1:
-                index = min(waiting, key=lambda i: self.words.load(since_first + i))
+                index = min(waiting, key=self.turn_of)
             if crash_points:
                 crash_points[0]("R3 waiter chosen")
             since = self.words.load(since_first + index)
@@ -503,9 +512,9 @@ class Parking:
 
     def _reap_in_line(self, key: int) -> None:
         """Take dead threads out of the line: those that were chosen, and the one that is first."""
-        claims, since = self.layout.spot(at.SPOT_CLAIM, 0), self.layout.spot(at.SPOT_SINCE, 0)
+        claims = self.layout.spot(at.SPOT_CLAIM, 0)
         in_line = [
-            (state & at.STATE != at.NOTIFIED, self.words.load(since + index), index)
+            (state & at.STATE != at.NOTIFIED, self.turn_of(index), index)
             for index, state in enumerate(self._states())
             if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key
         ]

@@ -440,6 +440,8 @@ class Within:
 class _Waiter:
     """One thread that waits until a ring is not empty, or not full."""
 
+    precedence = 0
+
     def __init__(
         self,
         end: _End,

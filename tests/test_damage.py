@@ -46,7 +46,7 @@ def a_word(numbers: random.Random) -> int:
     if kind == 2:
         return numbers.choice((0, 1, 2, 3, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1))
     if kind == 3:
-        return numbers.choice(OWNERS) | numbers.choice((at.RESERVED, at.BIASED, at.REVOKING, at.FLAGS))
+        return numbers.choice(OWNERS) | numbers.choice((at.TAKEN, at.BIASED, at.REVOKING, at.FLAGS))
     if kind == 4:
         return numbers.getrandbits(numbers.randrange(1, 64))
     return numbers.getrandbits(3) | numbers.randrange(64) << at.KEY_SHIFT | numbers.getrandbits(38) << at.SEQUENCE_SHIFT

@@ -573,7 +573,7 @@ class Server:
             rule=decision.rule, adopted_at=SYSTEM.monotonic_ns(),
         )  # fmt: skip
         self.watch.add(contract)
-        if contract.owns() and contract.view[contract.place] & at.TAKEN == at.TAKEN:
+        if contract.owns() and contract.view[contract.place] & at.TAKEN:
             self.watch.settle(contract)  # another supervisor was at T1
         if crash_points:
             crash_points[0]("S-G2 added, not answered")
@@ -804,7 +804,7 @@ class Server:
                 self._selector.register(client.pidfd, selectors.EVENT_READ, lambda client=client: self._bury(client))
                 self.emit("adopted", pid=client.pid, reason=f"{len(client.contracts)} contracts in its ledger")
             for contract in client.contracts.values():
-                if contract.owns() and contract.view[contract.place] & at.TAKEN == at.TAKEN:
+                if contract.owns() and contract.view[contract.place] & at.TAKEN:
                     self.watch.settle(contract)
 
 

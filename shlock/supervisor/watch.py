@@ -350,7 +350,7 @@ class Watch:
             w = contract.view[contract.place]
             if (
                 not contract.owns()
-                or w & at.TAKEN == at.TAKEN
+                or w & at.TAKEN
                 or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN)
             ):
                 break
@@ -364,7 +364,7 @@ class Watch:
         words, place = contract.arena.words, contract.place
         for _ in range(MOST_TRIES):
             w = contract.view[place]
-            if w & at.OWNER != contract.client.word or w & at.TAKEN != at.TAKEN:
+            if w & at.OWNER != contract.client.word or not w & at.TAKEN:
                 return  # it has reclaimed or released it, or died and has an heir
             deadline = contract.deadline
             if deadline > _ledger.LEFT:
