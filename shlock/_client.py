@@ -28,7 +28,7 @@ from ._arena import Arena, Block, Declaration
 from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
-from .contract import FREE, Contract, Grant, Terms, prepare_to_raise, raise_for
+from .contract import CLASSES, FREE, Contract, Grant, Terms, precedence_of, prepare_to_raise, raise_for
 from .errors import ContractDenied, SupervisorError
 
 __all__ = ["Connection", "ask", "connect", "connection_to", "events", "obtain", "renew", "supervisor_pid"]
@@ -181,7 +181,11 @@ class Connection:
                 terms.rank,
                 terms.on_terminate,
                 str(answer["rule"]),
+                class_ if (class_ := answer.get("precedence")) in CLASSES else "user",
             )
+            grant.precedence = precedence_of(grant.contract.precedence, terms.rank)
+            if grant.precedence and block.arena.words.is_writable:
+                block.mark_ranked()
             grant.refusal = None
         else:
             grant.refusal = ContractDenied(describe(block), str(answer.get("reason")), str(answer.get("rule")))

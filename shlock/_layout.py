@@ -111,7 +111,7 @@ SEMAPHORE_WORDS: Final = 4  # a sem_t
 
 # A control block, in words.
 BLOCK_WORD: Final = 0  # W
-BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned, bit 17 leased
+BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned, bit 17 leased, bit 18 ranked
 BLOCK_PARAMETER: Final = 2  # Semaphore: initial value and bound; Barrier: parties
 BLOCK_DEAD: Final = 3  # identity of the owner that died last
 BLOCK_FOUND: Final = 4  # when that was found, nanoseconds since the epoch
@@ -150,11 +150,14 @@ GUARDED, CHANNEL, QUEUE, EXTENSION = range(8, 12)
 KIND_NAMES: Final = (
     "", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier", "Block", "Channel", "Queue", "",
 )  # fmt: skip
+#: Whose control blocks may have an owner word.
+OWNED_KINDS: Final = (LOCK, RLOCK, GUARDED, CHANNEL, QUEUE)
 KIND: Final = 0xFF
 POLICY_SHIFT: Final = 8
 POLICY: Final = 0xFF << POLICY_SHIFT
 OWNED: Final = 1 << 16
 LEASED: Final = 1 << 17  # every process that uses it has a contract
+RANKED: Final = 1 << 18  # some of these contracts have precedence: it is handed over in the exact order of the line
 
 # Reasons, in BLOCK_SENTENCE.
 REASONS: Final = ("owner died", "lease overrun", "lease revoked", "killed by command", "preempted")

@@ -67,6 +67,7 @@ from . import _layout as at
 from . import _process
 from ._arena import Block
 from ._atomic import Operand, Pointer, borrow_operand, give_back, pointer, raw_compare_exchange
+from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
 from ._process import Forked, identity_pointer
 from ._sys import SYSTEM, crash_points
@@ -82,9 +83,8 @@ FEWEST_LOOKS: Final = 15
 #: Nanoseconds for which a thread insists that has napped for a whole turn.  It marks the word: the owner's next release
 #: leaves the word free for several us, because it looks for somebody to wake, and finds that this thread is on its way.
 LONGEST_INSISTENCE: Final = 150_000
-#: Nanoseconds after which a process that has the word all the time lets a thread go first that has waited as long.
+#: Nanoseconds after which a process that has the word all the time hands it over to a thread that has waited as long.
 TURN: Final = 10_000_000
-LONGEST_COURTESY: Final = 100_000  # nanoseconds; a thread wakes up in about 50 us
 _PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 NO_POINTER: Final = pointer(0)
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
@@ -94,8 +94,8 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "block", "depth", "grant", "has_permits", "is_inherited", "looks", "name", "next_look",
-        "on_heir", "parking", "places", "policy", "skips", "thread", "turn", "view",
+        "__weakref__", "block", "depth", "grant", "has_permits", "is_inherited", "is_lock", "kept", "looks",
+        "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "thread", "turn", "view",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -118,6 +118,8 @@ class OwnedWords:
         self.grant: Any = None  # of a leased lock: the contract of this process
         #: Called under the lock by who got it after a death, before anything else: it decides what the dead one has done.
         self.on_heir: Callable[[], None] | None = None
+        self.is_lock = not block.owned  # one word, that of the block itself
+        self.kept = (0, 0.0)  # the reservation that a poll saw first, and when that was
         self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
         _all_words.add(self)
 
@@ -132,7 +134,7 @@ class OwnedWords:
         return self.view[self.places[0][0]] & at.OWNER in _process.ancestors
 
     def owners(self) -> list[int]:
-        return [owner for place, _ in self.places if (owner := self.view[place] & at.OWNER)]
+        return [owner for place, _ in self.places if (owner := at.process_in(self.view[place]))]
 
     def free(self) -> int:
         """How many of the words have no owner."""
@@ -229,7 +231,7 @@ class OwnedWords:
             return False
         self.next_look = now + POLL_INTERVAL
         waiter.poll(None)
-        return waiter.take.succeeded()
+        return waiter.take.succeeded() or waiter.look(1)
 
     def tell_heir(self) -> None:
         """Tell who holds it of a death inside: a warning, nothing, or AbandonedError (it stays held)."""
@@ -290,18 +292,37 @@ class OwnedWords:
                     self.depth = 1
                 elif leaving and (self.is_inherited or owner in _process.ancestors):
                     return None
-                elif not owner:
+                elif not owner or at.is_reservation(w):
                     return ValueError(RELEASED_TOO_OFTEN)
                 elif leaving or self.has_permits:
                     return ValueError(f"{RELEASED_TOO_OFTEN}: it is held by pid {_process.pid_of(owner)} now")
                 view[start + at.BLOCK_SINCE] = 0
                 keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0
-                if back.compare_exchange(word, w, w & keep):  # R2
+                step = self.next_word(w, w & keep)
+                if step is not None and back.compare_exchange(word, *step):  # R2
                     break
         if crash_points:
             crash_points[0]("R3 released, nobody woken")
         self.wake_next()
         return None
+
+    def next_word(self, w: int, free: int) -> tuple[int, int] | None:
+        """What R2 exchanges for what: the word for a free one, or for a reserved one.  None: look at the word again."""
+        if self.is_lock and self.is_ranked():
+            return prepare(self.parking, self.block.index, w, free)
+        if self.is_lock and w & at.PARKED and self._has_had_its_turn():
+            return prepare(self.parking, self.block.index, w, free, is_worth_it=self._has_waited_for_a_turn)
+        return w, free
+
+    def is_ranked(self) -> bool:
+        """Whether some who use it have precedence: then every release is to the first in line."""
+        return bool(self.view[self.block.start + at.BLOCK_KIND] & at.RANKED)
+
+    def _has_had_its_turn(self) -> bool:
+        return SYSTEM.monotonic_ns() - self.turn >= TURN
+
+    def _has_waited_for_a_turn(self, spot: int) -> bool:
+        return SYSTEM.monotonic_ns() - self.parking.turn_of(spot)[1] >= TURN
 
     def _place_to_release(self) -> tuple[int, Pointer]:
         """Of several words one of our own."""
@@ -315,23 +336,10 @@ class OwnedWords:
         """R3.  Of several words each release wakes one; of a single word a wake-up that is under way is enough."""
         if len(self.places) > 1:
             self.parking.unpark_one(self.block.index)
-            return
-        since = self.parking.unpark_one(self.block.index, self.skips)
-        if since > 0:
-            self._give_way(since)
-
-    def _give_way(self, since: int) -> None:
-        """Let the woken thread in first if it has waited long, and this process has had its turn.
-
-        Who releases and takes the word again at once is faster than any thread that has to wake up.  That is what makes
-        a busy lock fast; a turn bounds it.
-        """
-        now = SYSTEM.monotonic_ns()
-        if now - max(since, self.turn) < TURN:
-            return
-        view, place, end = self.view, self.places[0][0], now + LONGEST_COURTESY
-        while not view[place] & at.OWNER and SYSTEM.monotonic_ns() < end:
-            SYSTEM.yield_processor()
+        elif self.is_lock and at.is_reservation(self.view[self.places[0][0]]):
+            settle(self.parking, self.block.index)
+        else:
+            self.parking.unpark_one(self.block.index, self.skips)
 
 
 class OwnerWaiter:
@@ -349,7 +357,7 @@ class OwnerWaiter:
     def start(self, words: OwnedWords, repair: bool) -> None:
         self.words = words
         self.index = words.block.index
-        self.precedence = 0 if words.grant is None else words.grant.terms.rank
+        self.precedence = 0 if words.grant is None else words.grant.precedence
         self.repair = repair
         self.died = False
         self.take.tried = None
@@ -383,6 +391,8 @@ class OwnerWaiter:
         if self.take.succeeded():
             return True
         words = self.words
+        if words.is_lock and self._take_what_is_reserved(spot):
+            return True
         if len(words.places) == 1 and spot.may_nap():
             spot.naps += 1
             if self.look(words.worthwhile_looks(), at.PARKED):
@@ -402,11 +412,29 @@ class OwnerWaiter:
                     self.died = bool(w & at.DIED)
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
                         return True
-                elif (
-                    len(words.places) == 1 and words.parking.relies_on_another(spot, self.index)
-                ) or self.mark.compare_exchange(place[1], w, w | at.PARKED):
+                elif words.is_lock and is_for(words.parking, w, spot.index):
+                    if self._take_what_is_reserved(spot):
+                        return True
+                elif self._relies_on_another(spot) or self.mark.compare_exchange(place[1], w, w | at.PARKED):
                     break
         return False
+
+    def _relies_on_another(self, spot: Spot) -> bool:
+        """Whether the word may stay unmarked.  Not where waiters have precedence: only a marked word makes the owner look."""
+        words = self.words
+        return len(words.places) == 1 and not words.is_ranked() and bool(words.parking.relies_on_another(spot, self.index))
+
+    def _take_what_is_reserved(self, spot: Spot) -> bool:
+        """A5 of a word that was handed over to this thread."""
+        words = self.words
+        self.place = place, word = words.places[0]
+        w = words.view[place]
+        if not is_for(words.parking, w, spot.index):
+            return False
+        self._refuse_if_poisoned(w & at.FLAGS)
+        self.died = bool(w & at.DIED)
+        taken: bool = self.take.compare_exchange(word, w, _process.current.word | at.PARKED | w & at.DIED)
+        return taken
 
     def _insist(self) -> bool:
         """Look with the word marked, so that the owner's next release leaves it free for longer (see LONGEST_INSISTENCE)."""
@@ -427,6 +455,9 @@ class OwnerWaiter:
         for place in words.places:
             w = view[place[0]]
             owner = w & at.OWNER
+            if words.is_lock and at.is_reservation(w):
+                self._poll_reservation(w, spot)
+                continue
             if not owner or _process.is_alive(owner):
                 continue
             view[start + at.BLOCK_DEAD] = owner
@@ -437,10 +468,31 @@ class OwnerWaiter:
                 self.mark.compare_exchange(place[1], w, at.DIED)
                 self._refuse_if_poisoned(view[place[0]])
                 continue
+            if spot is not None and words.is_ranked():
+                first = first_in_line(words.parking, self.index, alive=True)
+                if first not in (None, spot.index):
+                    if pass_on(words.parking, self.index, w, keep=at.DIED, alive=True):
+                        settle(words.parking, self.index)
+                    continue
             self.place = place
             self.died = True
             if self.take.compare_exchange(place[1], w, _process.current.word | at.PARKED | at.DIED):
                 return
+
+    def _poll_reservation(self, w: int, spot: Spot | None) -> None:
+        """See to it that a lock is not kept for somebody who does not come."""
+        words, key = self.words, self.index
+        parking, index, now = words.parking, at.reserved_spot(w), SYSTEM.monotonic()
+        if spot is not None and is_for(parking, w, spot.index):
+            return
+        if not is_in_vain(parking, key, w):
+            if is_of_the_dead(parking, w):
+                pass_on(parking, key, w, alive=True, but=index)
+            elif words.kept[0] != w:
+                words.kept = (w, now)
+            elif now - words.kept[1] >= LONGEST_RESERVATION:
+                pass_on(parking, key, w, but=index)
+        settle(parking, key)
 
     def _refuse_if_poisoned(self, w: int) -> None:
         words = self.words
@@ -457,7 +509,8 @@ class OwnerWaiter:
             place, word = self.place
             while (w := view[place]) & at.OWNER == _process.current.word:
                 words.thread, words.depth = 0, 1
-                if self.back.compare_exchange(word, w, w & at.DIED):
+                step = words.next_word(w, w & at.DIED)
+                if step is not None and self.back.compare_exchange(word, *step):
                     break
         self.pass_on()
 
@@ -467,6 +520,9 @@ class OwnerWaiter:
         view = words.view
         for place, word in words.places:
             while (w := view[place]) & at.OWNER:
+                if words.is_lock and at.is_reservation(w):
+                    settle(words.parking, self.index)
+                    return
                 if self.mark.compare_exchange(word, w, w | at.PARKED):
                     break
             else:

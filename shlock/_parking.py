@@ -47,7 +47,7 @@ from typing import Any, Final, Protocol
 
 import posix_ipc
 
-from . import _janitor, _process
+from . import _handover, _janitor, _process
 from . import _layout as at
 from ._arena import Arena
 from ._atomic import Operand, Pointer, Words, borrow_operand, give_back
@@ -370,6 +370,23 @@ class Parking:
             woken += self._notify(index, state)
         return woken
 
+    def in_line(self, key: int) -> list[int]:
+        """The spots of the threads that wait for this block, those that were chosen included."""
+        return [
+            index for index, state in enumerate(self._states()) if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key
+        ]
+
+    def is_alive(self, index: int) -> bool:
+        """Whether the process lives that has a spot."""
+        return _process.is_alive(self.words.load(self.layout.spot(at.SPOT_CLAIM, index)))
+
+    def call(self, index: int, state: int) -> bool:
+        """Wake the thread at a spot, chosen already or not; False if S is not ``state`` any more."""
+        if state & at.STATE == at.WAITING:
+            return self._notify(index, state)
+        self._post(index)
+        return state & at.STATE == at.NOTIFIED
+
     def _notify(self, index: int, state: int) -> bool:
         pointer = self.pointers.get(index)
         if pointer is None:
@@ -507,6 +524,7 @@ class Parking:
             if crash_points:
                 crash_points[0]("C4 its wake-up passed on")
             if self.words.compare_exchange(self.state_first + index, state, state & ~at.STATE):
+                _handover.after_reaping(self, (state & at.KEY) >> at.KEY_SHIFT)
                 return
         self.words.store(self.state_first + index, 0)  # somebody overwrites it all the time
 

@@ -122,9 +122,10 @@ class Contract:
 
     operations    what it may do: "acquire", "preempt", ...
     lease, grace  seconds that a hold may last, and seconds between the terminate call and the kill
-    rank          precedence among the waiters; larger goes first
+    rank          precedence among the waiters of one class; larger goes first
     on_terminate  "flag": ``lease.terminate_requested``; "raise": also LeaseExpired in the main thread
     rule          which rule of the policy allowed it
+    precedence    the class that this rule gives: "kernel" goes before every "user"
     """
 
     operations: frozenset[str]
@@ -133,6 +134,16 @@ class Contract:
     rank: int
     on_terminate: OnTerminate
     rule: str
+    precedence: str = "user"
+
+
+CLASSES: Final = ("user", "kernel")
+"""Of contracts, the lower one first."""
+
+
+def precedence_of(class_: str, rank: int) -> int:
+    """Class and rank as one number: the larger one goes first, and may preempt the smaller one."""
+    return CLASSES.index(class_) << 32 | rank
 
 
 class Grant:
@@ -153,6 +164,7 @@ class Grant:
         "mine_cell",
         "number",
         "odd",
+        "precedence",
         "process",
         "record_site",
         "refusal",
@@ -188,6 +200,7 @@ class Grant:
         self.record_site = terms.record_site
         #: Whether there is more to do on the way in or out: a site to record, LEFT to write, a gate to open, nothing to keep.
         self.odd = terms.record_site
+        self.precedence = terms.rank  # until the answer says which class it is of
         self.refusal: ContractDenied | None = None
         self.contract: Contract | None = None
 

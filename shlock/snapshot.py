@@ -57,9 +57,10 @@ class LeaseSnapshot:
 class PrimitiveSnapshot:
     """One primitive.
 
-    state      "free", "held", "held by a dead process", "inherited" (its heir holds it), "poisoned", "value 3",
-               "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a Condition), "damaged"; of a Block
-               "version 12", "being written", "being edited", "abandoned" (its editor died) or, under that policy, "poisoned"
+    state      "free", "held", "being handed over" (to a waiter that is waking up), "held by a dead process", "inherited" (its
+               heir holds it), "poisoned", "value 3", "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a
+               Condition), "damaged"; of a Block "version 12", "being written", "being edited", "abandoned" (its editor died)
+               or, under that policy, "poisoned"
     owner      who holds it; of an owned Semaphore one of the holders
     held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
                reading no clock, and the oldest waiter has waited so long
@@ -311,7 +312,7 @@ def _primitive(
     if kind in (at.LOCK, at.RLOCK, at.GUARDED) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
         words = [load(cell) for cell in cells]
-        held = [w for w in words if w & at.OWNER]
+        held = [w for w in words if at.process_in(w)]
         if any(w & at.DIED for w in words):
             abandoned = arena.abandoned(start)
         if held:
@@ -369,7 +370,7 @@ def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many
     if many:
         return f"value {len(words) - len(held)} of {len(words)}"
     if owner is None:
-        return "free"
+        return "being handed over" if words[0] & at.OWNER else "free"
     if not owner.alive:
         return "held by a dead process"
     return "inherited" if held[0] & at.DIED else "held"

@@ -446,8 +446,8 @@ class Lock(_Owned):
         raise NotImplementedError  # every object has its own
 
     def locked(self) -> bool:
-        """Whether somebody holds it."""
-        return bool(self._words.owners())
+        """Whether somebody holds it, or it was handed over to somebody who is waking up."""
+        return bool(self._words.view[self._block.word] & at.OWNER)
 
     @property
     def _semlock(self) -> SemLockView:

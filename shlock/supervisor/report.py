@@ -49,6 +49,7 @@ class ContractReport(_Report):
     lock, block    the name of the lock (None: it has none), and the index of its control block
     pid, user      whose contract it is
     lease, grace   seconds
+    rank           precedence among the waiters of one class, and ``precedence``, which class that is: "user" or "kernel"
     rule           which rule of the policy allowed it; "adopted" until its process has presented it to this supervisor
     holds          whether the process is inside; only then ``token``, ``remaining`` (seconds; negative when the lease is
                    over) and ``site`` (file:line, if the process records that) are not None
@@ -61,6 +62,7 @@ class ContractReport(_Report):
     lease: float
     grace: float
     rank: int
+    precedence: str
     rule: str
     holds: bool
     token: int | None

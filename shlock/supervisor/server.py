@@ -38,7 +38,7 @@ from .._arena import Arena, Declaration
 from .._client import supervisor_pid
 from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
-from ..contract import HIGHEST_NUMBER, LONGEST_SECONDS
+from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
 from ..errors import SegmentError, SupervisorError
 from .leases import NEVER, Terms
 from .policy import Decision, Policy, Request, default
@@ -570,7 +570,7 @@ class Server:
             crash_points[0]("S-G1 decided, not added")
         contract = Supervised(
             client, slot, arena, block, Terms(lease, grace), name=name, rank=rank, raises=bool(message.get("raise")),
-            rule=decision.rule, adopted_at=SYSTEM.monotonic_ns(),
+            rule=decision.rule, precedence=precedence_of(decision.precedence, rank), adopted_at=SYSTEM.monotonic_ns(),
         )  # fmt: skip
         self.watch.add(contract)
         if contract.owns() and contract.view[contract.place] & at.TAKEN:
@@ -578,7 +578,7 @@ class Server:
         if crash_points:
             crash_points[0]("S-G2 added, not answered")
         self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
-        return {"ok": True, "rule": decision.rule}
+        return {"ok": True, "rule": decision.rule, "precedence": decision.precedence}
 
     def _decide(self, user: int, accounts: _Accounts, name: str | None, wishes: _Wishes, held: int) -> Decision:
         """What the policy says of a user's wishes."""
@@ -725,6 +725,7 @@ class Server:
                     "lease": terms.lease / 1e9,
                     "grace": terms.grace / 1e9,
                     "rank": contract.rank,
+                    "precedence": CLASSES[contract.precedence >> 32],
                     "rule": contract.rule,
                     "holds": inside,
                     "token": contract.token if inside else None,
@@ -777,21 +778,24 @@ class Server:
             finally:
                 SYSTEM.close(fd)
 
-    def _adopted_terms(self, user: int, group: int, arena: Arena, block: int, terms: Terms, rank: int) -> Terms | None:
-        """Terms that stand in the ledger of a client of an earlier supervisor, as far as the policy allows them."""
-        if not self.is_of_machine:
-            return terms
-        longest = int(LONGEST_SECONDS * 1e9)
-        terms = Terms(min(terms.lease, longest), min(terms.grace, longest))
-        wishes = _Wishes(frozenset({"acquire"}), terms.lease, terms.grace, min(rank, HIGHEST_NUMBER))
+    def _adopted_terms(
+        self, user: int, group: int, arena: Arena, block: int, terms: Terms, rank: int
+    ) -> tuple[Terms, int] | None:
+        """Terms and precedence from the ledger of a client of an earlier supervisor, as far as the policy allows them."""
+        longest, rank = int(LONGEST_SECONDS * 1e9), min(rank, HIGHEST_NUMBER)
+        wishes = _Wishes(frozenset({"acquire"}), min(terms.lease, longest), min(terms.grace, longest), rank)
         try:
             accounts = _accounts(user, group)
             decision = self._decide(user, accounts, name_of(arena, block), wishes, self.watch.count(user))
         except _Refused:
-            return None
+            return None if self.is_of_machine else (terms, rank)
+        precedence = precedence_of(decision.precedence, min(rank, decision.highest_rank))
+        if not self.is_of_machine:  # what it was granted stays
+            return terms, precedence
         if decision.hidden or "acquire" not in decision.operations:
             return None
-        return Terms(min(terms.lease, int(decision.longest_lease * 1e9)), min(terms.grace, int(decision.longest_grace * 1e9)))
+        lease, grace = int(decision.longest_lease * 1e9), int(decision.longest_grace * 1e9)
+        return Terms(min(wishes.lease, lease), min(wishes.grace, grace)), precedence
 
     def _adopt(self, arena: Arena) -> None:
         """Take over the holders in an arena: one that is stopped, or inside a C call, will not come to us by itself."""
@@ -832,7 +836,7 @@ def _leased_owners(arena: Arena) -> set[int]:
     return {
         owner
         for start in (layout.block(index) for index in range(layout.blocks))
-        if load(start + at.BLOCK_KIND) & at.LEASED and (owner := load(start + at.BLOCK_WORD) & at.OWNER)
+        if load(start + at.BLOCK_KIND) & at.LEASED and (owner := at.process_in(load(start + at.BLOCK_WORD)))
     }
 
 

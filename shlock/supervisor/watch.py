@@ -36,6 +36,7 @@ from typing import Final
 from .. import _layout as at
 from .. import _ledger, _machine, _process
 from .._arena import Arena
+from .._handover import pass_on, settle
 from .._names import name_at
 from .._parking import parking_of
 from .._sys import SYSTEM, crash_points
@@ -52,8 +53,9 @@ ADOPTION_TIME: Final = 10_000_000_000
 MOST_TRIES: Final = 1000
 
 Emit = Callable[..., None]
-#: What an adopted contract may be, from user, group, arena, control block, the terms in the ledger, and the rank.
-TermsFor = Callable[[int, int, Arena, int, Terms, int], Terms | None]
+#: What an adopted contract may be, and its precedence, from user, group, arena, control block, the terms in the ledger, and the
+#: rank there.
+TermsFor = Callable[[int, int, Arena, int, Terms, int], tuple[Terms, int] | None]
 
 
 class Client:
@@ -87,6 +89,7 @@ class Supervised:
         "granted_at",
         "name",
         "place",
+        "precedence",
         "raises",
         "rank",
         "rule",
@@ -98,7 +101,7 @@ class Supervised:
 
     def __init__(
         self, client: Client, slot: int, arena: Arena, block: int, terms: Terms, *,
-        name: str | None, rank: int, raises: bool, rule: str, adopted_at: int,
+        name: str | None, rank: int, raises: bool, rule: str, precedence: int, adopted_at: int,
     ) -> None:  # fmt: skip
         self.client = client
         self.slot = slot
@@ -106,6 +109,7 @@ class Supervised:
         self.block = block
         self.name = name
         self.rank = rank
+        self.precedence = precedence  # class and rank as one number
         self.raises = raises
         self.rule = rule
         self.start = arena.layout.block(block)
@@ -162,7 +166,7 @@ class Places:
         for index in [index for index, word in enumerate(words) if word]:
             holders = self.holders.get(index)
             if holders is not None:
-                owner = self.view[self.words + index * self.step] & at.OWNER
+                owner = at.process_in(self.view[self.words + index * self.step])
                 contract = holders.get(owner)
                 if contract is not None:
                     yield contract
@@ -266,11 +270,11 @@ class Watch:
         for block in blocks:
             place = arena.layout.block(block) + at.BLOCK_WORD
             w = places.view[place]
-            owner = w & at.OWNER
+            owner = at.process_in(w)
             if not owner or owner in places.holders.get(block, ()):
                 continue
-            if arena.words.compare_exchange(place, w, w & at.DIED):
-                parking_of(arena).unpark_one(block)
+            if pass_on(parking_of(arena), block, w, alive=True):
+                settle(parking_of(arena), block)
                 self._emit(
                     "taken away", lock=arena.only_name, block=block, pid=_process.pid_of(owner),
                     reason="the lock's word was forged: this process has no contract for it",
@@ -348,11 +352,7 @@ class Watch:
             crash_points[0]("S-T1 before TAKEN")
         for _ in range(MOST_TRIES):
             w = contract.view[contract.place]
-            if (
-                not contract.owns()
-                or w & at.TAKEN
-                or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN)
-            ):
+            if not contract.owns() or w & at.TAKEN or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN):
                 break
         if crash_points:
             crash_points[0]("S-T1 TAKEN")
@@ -371,6 +371,9 @@ class Watch:
                 after = w & ~at.TAKEN
             else:
                 after = w & at.DIED if deadline != _ledger.LEFT or self._is_poison(contract) else 0
+                if pass_on(parking_of(contract.arena), contract.block, w, keep=after, alive=True):
+                    break
+                continue
             if words.compare_exchange(place, w, after):
                 break
         else:
@@ -378,7 +381,7 @@ class Watch:
         if crash_points:
             crash_points[0]("S-T3 settled, nobody woken")
         if not after & at.OWNER:
-            parking_of(contract.arena).unpark_one(contract.block)
+            settle(parking_of(contract.arena), contract.block)
             self._emit("taken away", contract=contract, token=contract.token, reason="stalled at the door")
 
     @staticmethod
@@ -419,12 +422,12 @@ class Watch:
                 break
             view[start + at.BLOCK_DEAD] = word
             view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
-            if contract.arena.words.compare_exchange(place, w, at.DIED):
+            if pass_on(parking_of(contract.arena), contract.block, w, keep=at.DIED, alive=True):
                 held = True
                 break
         if crash_points:
             crash_points[0]("S-D passed on, nobody woken")
-        parking_of(contract.arena).unpark_one(contract.block)
+        settle(parking_of(contract.arena), contract.block)
         if held:
             self._emit("abandoned", contract=contract, token=contract.token, reason=contract.arena.reason(start, word))
 
@@ -466,14 +469,15 @@ class Watch:
             block, lease, grace, rank = (
                 view[field + slot] for field in (_ledger.BLOCK, _ledger.LEASE, _ledger.GRACE, _ledger.RANK)
             )
-            terms = None
+            found = None
             if block < arena.layout.blocks and 0 < lease < NEVER and grace < NEVER:
-                terms = self._terms_for(account.effective, account.group, arena, block, Terms(lease, grace), rank & 0xFFFFFFFF)
-            if terms is not None:
+                found = self._terms_for(account.effective, account.group, arena, block, Terms(lease, grace), rank & 0xFFFFFFFF)
+            if found is not None:
+                terms, precedence = found
                 self.add(
                     Supervised(
                         client, slot, arena, block, terms, name=name_of(arena, block), rank=rank & 0xFFFFFFFF,
-                        raises=bool(rank & _ledger.RAISES), rule="adopted", adopted_at=now,
+                        raises=bool(rank & _ledger.RAISES), rule="adopted", precedence=precedence, adopted_at=now,
                     )
                 )  # fmt: skip
         return client

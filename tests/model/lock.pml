@@ -1,10 +1,12 @@
 /*
  * The lock: acquire, park, poll, withdraw, release, and the death of owners found by waiters alone.
  *
- * Not here: hand-off (RESERVED), bias (BIASED, REVOKING), ranks and tickets.  A releaser may choose any waiter, which
- * covers every order of ranks and tickets.
+ * Not here: bias (BIASED, REVOKING).  A releaser may choose any waiter, which covers every order of precedence and of
+ * arrival; with PRECEDENCE it has to choose the best one, and a check says that nobody gets in before one who is asleep
+ * and better.
  *
  * W, one per lock     owner | PARKED | DIED      the owner is a thread here; 0 is free
+ *                     RESERVED(spot, sequence) | PARKED | DIED
  *
  *   state             owner    entered by                  leaves to
  *   0                 -        R1, R2, A8                  HELD
@@ -13,6 +15,7 @@
  *   HELD|PARKED|DIED  alive    A2, A3, A5, A6: the heir    0; DIED when the heir withdraws before it was told
  *   HELD...           dead     death                       HELD|PARKED|DIED
  *   DIED              -        A8                          HELD|DIED, HELD|PARKED|DIED
+ *   RESERVED          -        F2, F4: for one waiter      HELD|PARKED by that one; RESERVED for another, or 0 (F4)
  *
  * R2 clears PARKED although others may sleep: a wake-up is about to be made, and whoever gets it marks W again, takes it
  * with PARKED, or passes the wake-up on.
@@ -96,6 +99,12 @@
 #ifndef SCAN_AT_ONCE
 #define SCAN_AT_ONCE 0      /* 1: unpark_one looks at all spots in one step (fewer states) */
 #endif
+#ifndef HANDOVER
+#define HANDOVER 0          /* 1: any release may hand the lock over to a waiter, instead of leaving it free */
+#endif
+#ifndef PRECEDENCE
+#define PRECEDENCE 0        /* 1: a thread of a higher number has precedence: every release hands over if anybody waits, to the best */
+#endif
 #ifndef CHECK_I1
 #define CHECK_I1 1          /* 0: leave a lost wake-up to be found as the deadlock that it leads to */
 #endif
@@ -134,6 +143,13 @@
 #define A5_RELIES_ON_NOBODY     31   /* A5 leaves the mark out although no spot is NOTIFIED */
 #define A5_RELIES_ON_ANY_KEY    32   /* A5 leaves the mark out when a spot is NOTIFIED for another lock */
 #define A4_PLAIN_STORE          33   /* A4 and A6 store S, and A5 relies on others nevertheless */
+#define F3_UNCHECKED            34   /* nobody looks whether the chosen thread still waits */
+#define A8_KEEPS_RESERVATION    35   /* withdrawing leaves a lock that is reserved for the thread as it is */
+#define POLL_KEEPS_RESERVATION  36   /* a poll does not look for whom a lock is reserved */
+#define POLL_TRUSTS_SPOT        37   /* a poll looks whether the chosen one's spot says that it waits, not whether it lives */
+#define F3_NOT_AGAIN            38   /* an exception after F2 ends the release */
+#define TAKES_ANY_RESERVATION   39   /* a waiter takes a lock that is reserved for another */
+#define F0_KEEPS_PARKED         40   /* PRECEDENCE: the owner looks for waiters without taking PARKED away first */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -142,6 +158,8 @@
 #define OWNER   7
 #define PARKED  8
 #define DIED    16
+#define RESERVED 32         /* OWNER is a spot then, and ODD the lowest bit of its sequence */
+#define ODD      64
 
 #define IDLE     0
 #define WAITING  1
@@ -160,8 +178,13 @@ byte claim[SPOTS];
 byte dead;                  /* a bit for each thread */
 
 #define IS_DEAD(t)   ((dead >> (t)) & 1)
-#define FREE(w)      (((w) & OWNER) == 0)
-#define DEAD_OWNER(w) (!FREE(w) && IS_DEAD((w) & OWNER))
+#define FREE(w)      (((w) & (OWNER | RESERVED)) == 0)
+#define DEAD_OWNER(w) (((w) & OWNER) != 0 && !((w) & RESERVED) && IS_DEAD((w) & OWNER))
+#define RESERVATION(i, x) (RESERVED | (i) | ((SEQUENCE(x) & 1) * ODD))
+#define RESERVED_FOR(w, i, key) (HANDOVER && ((w) & (RESERVED | OWNER | ODD)) == RESERVATION(i, S[i]) && STATE(S[i]) != IDLE && KEY(S[i]) == (key))
+/* For whom it is, is there and waits for it. */
+#define IS_GOOD(w, i, key) (RESERVED_FOR(w, i, key) && !IS_DEAD(claim[i]))
+#define IS_VALID(w, key) (IS_GOOD(w, (w) & OWNER, key))
 
 /* Ghosts: seen by the checks only. */
 byte inside[LOCKS];         /* who is in the critical section */
@@ -223,7 +246,14 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #else
 #define ANY_SPOT(P, key) (P(0, key) || P(1, key) || P(2, key) || P(3, key))
 #endif
-#define POLL_HELPS(key) (FREE(W[key]) || DEAD_OWNER(W[key]) || (!(W[key] & PARKED) && !ANY_SPOT(NOTIFIED_ELSEWHERE, key)) || ANY_SPOT(REAPABLE, key))
+#if HANDOVER
+#define KEPT_IN_VAIN(key) ((W[key] & RESERVED) && !IS_VALID(W[key], key) && !(MUTATION == POLL_TRUSTS_SPOT && RESERVED_FOR(W[key], W[key] & OWNER, key)) && MUTATION != POLL_KEEPS_RESERVATION)
+#define KEPT_FOR_ME(key) (spot != NOBODY && RESERVED_FOR(W[key], spot, key))
+#else
+#define KEPT_IN_VAIN(key) false
+#define KEPT_FOR_ME(key) false
+#endif
+#define POLL_HELPS(key) (KEPT_IN_VAIN(key) || KEPT_FOR_ME(key) || FREE(W[key]) || DEAD_OWNER(W[key]) || (!(W[key] & PARKED) && !ANY_SPOT(NOTIFIED_ELSEWHERE, key)) || ANY_SPOT(REAPABLE, key))
 
 #define ANY_THREAD(P, k) (P(1, k) || P(2, k) || (THREADS > 2 && P(3 % (THREADS + 1), k)) || (THREADS > 3 && P(4 % (THREADS + 1), k)))
 #define SLEEPS(i, k)    (stage[claim[i]] == STAGE(SLEEP, k) && tokens[i] == 0 && posting[i] == 0)
@@ -233,7 +263,7 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 /* Somebody sleeps on this lock, and nobody is going to wake it. */
 #define LOST(k) ( \
     ANY_SPOT(SLEEPS, k) && !ANY_SPOT(AWAKES, k) && !ANY_THREAD(UNDER_WAY, k) && !(FOREIGN && UNDER_WAY(THREADS + 1, k)) \
-    && !(!FREE(W[k]) && !DEAD_OWNER(W[k]) && (W[k] & PARKED)))
+    && !(!FREE(W[k]) && !DEAD_OWNER(W[k]) && !(W[k] & RESERVED) && (W[k] & PARKED)))
 
 #if POLL == 2
 #define POLL_NOW(key) LOST(key)
@@ -249,6 +279,12 @@ inline forget_scan() {
     other = 0; chosen = NOBODY; seen = 0; in_flight = 0
 }
 
+#if HANDOVER
+#define FORGET_HANDOVER seen_word = 0; polling = 0
+#else
+#define FORGET_HANDOVER skip
+#endif
+
 /* Death at this step.  The memory of a dead thread stays as it is; what it had in its store buffer arrives. */
 inline die() {
     DRAIN_OWN;
@@ -257,13 +293,14 @@ inline die() {
     lock = 0;
     do
     :: lock < LOCKS ->
-        if :: (W[lock] & OWNER) == me -> owed[lock] = true :: else fi;
+        if :: (W[lock] & (OWNER | RESERVED)) == me -> owed[lock] = true :: else fi;
         if :: inside[lock] == me -> inside[lock] = 0 :: else fi;
         lock++
     :: else -> break
     od;
     lock = 0; nested = 0; told = 0; got = 0; again = 0; in_release = 0; spot = NOBODY; round = 0;
-    forget_scan()
+    forget_scan();
+    FORGET_HANDOVER
 }
 #if CRASHES
 #define MAY_DIE :: atomic { crashes < CRASHES -> crashes++; goto dying }
@@ -290,6 +327,15 @@ inline post() { tokens[chosen] = (tokens[chosen] < TOKENS -> tokens[chosen] + 1 
  * may die or leave any more.  Hence the `true ->` at the beginning of some.
  */
 
+/* With PRECEDENCE nobody is granted the lock while one is asleep who is alive and better. */
+#if PRECEDENCE
+#define IS_OVERTAKEN(i, key) (claim[i] > granted && !IS_DEAD(claim[i]) && stage[claim[i]] == STAGE(SLEEP, key) && KEY(S[i]) == (key))
+#define GRANT(thread) granted = thread; assert(!ANY_SPOT(IS_OVERTAKEN, lock)); granted = 0
+byte granted;
+#else
+#define GRANT(thread) skip
+#endif
+
 /* One look of unpark_one at one spot. */
 #define MATCHES(i) (IS(UNPARK_ANY_KEY) || KEY(S[i]) == lock)
 inline look_at(i) {
@@ -312,6 +358,10 @@ proctype Thread(byte me) {
     byte spot = NOBODY;
     byte other, chosen = NOBODY, seen;      /* unpark_one: spots, and the word seen there */
     bit in_flight;          /* unpark_one saw a NOTIFIED spot */
+#if HANDOVER
+    byte seen_word;         /* W as F0 left it */
+    bit polling;            /* settle was called by a poll, which goes on to look at W */
+#endif
 
 #if NEWCOMERS
     if
@@ -338,7 +388,7 @@ next_round:
 
 A1: if
     MAY_DIE
-    :: atomic { W[lock] == 0 -> DRAIN_OWN; W[lock] = me; got = 1; goto to_return }
+    :: atomic { W[lock] == 0 -> GRANT(me); DRAIN_OWN; W[lock] = me; got = 1; goto to_return }
     :: atomic { W[lock] != 0 -> DRAIN_OWN }
     fi;
 
@@ -346,6 +396,7 @@ A2: if
     MAY_DIE
     :: atomic {
         FREE(W[lock]) ->
+        GRANT(me);
         DRAIN_OWN;
         told = ((W[lock] & DIED) != 0);
         W[lock] = me | (W[lock] & (PARKED | DIED));
@@ -359,6 +410,9 @@ A2: if
 
 A3: if
     MAY_DIE
+#if HANDOVER
+    :: atomic { KEPT_IN_VAIN(lock) -> polling = 1; stage[me] = STAGE(WAKE, lock); goto F0 }
+#endif
     :: atomic { DEAD_OWNER(W[lock]) -> DRAIN_OWN; W[lock] = me | PARKED | DIED; told = 1; got = 1; goto to_return }
     :: atomic { !DEAD_OWNER(W[lock]) -> goto gave_up }
     fi;
@@ -423,11 +477,25 @@ A4: if
     };
 #endif
 
+#if HANDOVER
+#define TAKE_WHAT_IS_RESERVED \
+    :: atomic { \
+        KEPT_FOR_ME(lock) || (IS(TAKES_ANY_RESERVATION) && (W[lock] & RESERVED)) -> \
+        if :: IS(TAKES_ANY_RESERVATION) && !KEPT_FOR_ME(lock) -> GRANT(me) :: else fi; \
+        DRAIN(spot); told = ((W[lock] & DIED) != 0); \
+        W[lock] = me | PARKED | (W[lock] & DIED); \
+        got = 1; stage[me] = STAGE(TAKEN, lock); \
+        goto A7 \
+    }
+#else
+#define TAKE_WHAT_IS_RESERVED
+#endif
 A5: if
     MAY_DIE
     MAY_LEAVE
     :: atomic {
         FREE(W[lock]) ->
+        GRANT(me);
         DRAIN(spot);
         told = ((W[lock] & DIED) != 0);
         if
@@ -439,9 +507,10 @@ A5: if
         got = 1; stage[me] = STAGE(TAKEN, lock);
         goto A7
     }
-    :: atomic { NAPS && !FREE(W[lock]) -> goto A5_held }
+    TAKE_WHAT_IS_RESERVED
+    :: atomic { NAPS && !FREE(W[lock]) && !KEPT_FOR_ME(lock) && !PRECEDENCE -> goto A5_held }
     :: atomic {
-        !FREE(W[lock]) ->
+        !FREE(W[lock]) && !KEPT_FOR_ME(lock) ->
         if
         :: IS(A5_PLAIN_LOOK) && (W[lock] & PARKED) -> skip
         :: else -> DRAIN(spot); W[lock] = W[lock] | PARKED
@@ -459,8 +528,8 @@ A5_held: /* It saw an owner, and looks whether another thread is on its way in. 
     MAY_DIE
     MAY_LEAVE
     :: atomic { RELIES(lock) -> stage[me] = STAGE(SLEEP, lock); if :: goto A6 :: WITHDRAW -> goto A6T fi }
-    :: atomic { !RELIES(lock) && !FREE(W[lock]) -> DRAIN(spot); W[lock] = W[lock] | PARKED; stage[me] = STAGE(SLEEP, lock); if :: goto A6 :: WITHDRAW -> goto A6T fi }
-    :: atomic { !RELIES(lock) && FREE(W[lock]) -> goto A5 }
+    :: atomic { !RELIES(lock) && !FREE(W[lock]) && !KEPT_FOR_ME(lock) -> DRAIN(spot); W[lock] = W[lock] | PARKED; stage[me] = STAGE(SLEEP, lock); if :: goto A6 :: WITHDRAW -> goto A6T fi }
+    :: atomic { !RELIES(lock) && (FREE(W[lock]) || KEPT_FOR_ME(lock)) -> goto A5 }
     fi;
 
 #define TOKEN    :: atomic { tokens[spot] > 0 -> tokens[spot]--; stage[me] = STAGE(LOOK, lock); goto woken }
@@ -482,8 +551,10 @@ woken: /* By a token, or by a poll that found nothing: the post of a dead notifi
     MAY_DIE
     MAY_LEAVE
 #if NAPS
+    TAKE_WHAT_IS_RESERVED
     :: atomic {         /* A nap is over, or it looks at once. */
         STATE(OWN_S(spot)) == NOTIFIED && FREE(W[lock]) ->
+        GRANT(me);
         DRAIN(spot);
         told = ((W[lock] & DIED) != 0);
         W[lock] = me | (IS(NAP_TAKES_BARE) -> 0 : PARKED) | (W[lock] & DIED);
@@ -562,8 +633,14 @@ look:
     if
     MAY_DIE
     MAY_LEAVE
+#if HANDOVER
+    :: atomic { KEPT_IN_VAIN(lock) -> polling = 1; stage[me] = STAGE(WAKE, lock); goto F0 }
+#endif
+#if PRECEDENCE
+    :: atomic { DEAD_OWNER(W[lock]) -> polling = 1; stage[me] = STAGE(WAKE, lock); goto F0 }
+#endif
     :: atomic {
-        DEAD_OWNER(W[lock]) ->
+        DEAD_OWNER(W[lock]) && !PRECEDENCE ->
         if
         :: IS(POLL_TAKES_STALE) -> goto take_stale
         :: else
@@ -573,7 +650,7 @@ look:
         told = !IS(POLL_NOT_TOLD); got = 1; stage[me] = STAGE(TAKEN, lock);
         goto A7
     }
-    :: atomic { !DEAD_OWNER(W[lock]) -> if :: IS(POLL_STAYS_NOTIFIED) -> goto A5 :: else -> goto woken fi }
+    :: atomic { !DEAD_OWNER(W[lock]) && !KEPT_IN_VAIN(lock) -> if :: IS(POLL_STAYS_NOTIFIED) -> goto A5 :: else -> goto woken fi }
     fi;
 take_stale: /* POLL_TAKES_STALE only. */
     atomic { W[lock] = me | PARKED | DIED; told = 1; got = 1; stage[me] = STAGE(TAKEN, lock) };
@@ -620,13 +697,114 @@ R1: if
 
 R2: if
     MAY_DIE
+#if HANDOVER
+    :: atomic { true -> stage[me] = STAGE(WAKE, lock); goto F0 }
+#endif
+#if !PRECEDENCE
     :: atomic {
-        assert((W[lock] & OWNER) == me);
+        assert((W[lock] & (OWNER | RESERVED)) == me);
         W[lock] = (IS(R2_KEEPS_DIED) -> W[lock] & DIED : 0);
         stage[me] = STAGE(WAKE, lock);
         if :: IS(R3_BEFORE_R2) -> goto wake_up_passed :: else fi
     }
+#endif
     fi;
+
+#if HANDOVER
+    goto unpark_one;
+
+/* Hand over what is ours, or a dead owner's, or reserved in vain.  F0 takes PARKED away, so that F2 fails if anybody goes to
+ * sleep after F1 looked. */
+#define MINE (((W[lock] & OWNER) == me) && !(W[lock] & RESERVED) && (in_release || got))
+#define MAY_BE_HANDED_OVER (MINE || (polling && DEAD_OWNER(W[lock])) || KEPT_IN_VAIN(lock) || SPOT_HAS_LEFT)
+#define SPOT_HAS_LEFT ((W[lock] & RESERVED) && !RESERVED_FOR(W[lock], W[lock] & OWNER, lock))
+#define IS_BETTER(i) (chosen == NOBODY || claim[i] > claim[chosen])
+#define CANDIDATE(i) (STATE(S[i]) != IDLE && KEY(S[i]) == lock && !(KEPT_IN_VAIN(lock) && (W[lock] & OWNER) == i) && !(polling && IS_DEAD(claim[i])))
+#define MAY_REPEAT_F :: atomic { WITHDRAW && !again && in_release -> again = 1; forget_scan(); goto settle_again }
+#define MAY_LEAVE_F  :: atomic { WITHDRAW && !again && !in_release -> again = 1; polling = 0; forget_scan(); goto A8 }
+F0: if
+    MAY_DIE
+    MAY_REPEAT_F
+    MAY_LEAVE_F
+    :: atomic {
+        MAY_BE_HANDED_OVER ->
+        if :: IS(F0_KEEPS_PARKED) :: else -> W[lock] = W[lock] & ~PARKED fi;
+        seen_word = W[lock]; chosen = NOBODY; seen = 0; other = 0
+    }
+    :: atomic { !MAY_BE_HANDED_OVER -> goto settle }
+    fi;
+F1: if
+    MAY_DIE
+    MAY_REPEAT_F
+    MAY_LEAVE_F
+    :: atomic {
+        SCAN_AT_ONCE ->
+        do
+        :: other < SPOTS && CANDIDATE(other) && (!PRECEDENCE || IS_BETTER(other)) -> chosen = other; seen = S[other]; other++
+        :: other < SPOTS && (!CANDIDATE(other) || !PRECEDENCE || !IS_BETTER(other)) && !(CANDIDATE(other) && chosen == NOBODY) -> other++
+        :: other == SPOTS -> other = 0; break
+        od
+    }
+    :: atomic { !SCAN_AT_ONCE && other < SPOTS && CANDIDATE(other) && (!PRECEDENCE || IS_BETTER(other)) -> chosen = other; seen = S[other]; other++; goto F1 }
+    :: atomic { !SCAN_AT_ONCE && other < SPOTS && (!CANDIDATE(other) || !PRECEDENCE || !IS_BETTER(other)) && !(CANDIDATE(other) && chosen == NOBODY) -> other++; goto F1 }
+    :: atomic { !SCAN_AT_ONCE && other == SPOTS -> other = 0 }
+    fi;
+F2: if
+    MAY_DIE
+    MAY_REPEAT_F
+    MAY_LEAVE_F
+    :: atomic {
+        W[lock] == seen_word || (IS(F0_KEEPS_PARKED) && (W[lock] & ~PARKED) == (seen_word & ~PARKED)) ->
+        DRAIN_OWN;
+        seen_word = (in_release -> 0 : (DEAD_OWNER(W[lock]) -> DIED : W[lock] & DIED));
+        if
+        :: chosen != NOBODY -> GRANT(claim[chosen]); W[lock] = RESERVATION(chosen, seen) | PARKED | seen_word
+        :: chosen == NOBODY -> W[lock] = seen_word
+        fi;
+        if :: !in_release && !polling && got -> got = 0; told = 0 :: else fi;
+        seen_word = 0; chosen = NOBODY; seen = 0; other = 0; in_flight = 0;
+        if :: IS(F3_NOT_AGAIN) && again -> goto settled :: else fi
+    }
+    :: atomic { W[lock] != seen_word && !(IS(F0_KEEPS_PARKED) && (W[lock] & ~PARKED) == (seen_word & ~PARKED)) -> chosen = NOBODY; seen = 0; other = 0; in_flight = 0; goto F0 }
+    fi;
+settle: /* After F2, by A8, and by polls. */
+    if
+    MAY_DIE
+    MAY_REPEAT_F
+    MAY_LEAVE_F
+    :: atomic { (W[lock] & RESERVED) && RESERVED_FOR(W[lock], W[lock] & OWNER, lock) && STATE(S[W[lock] & OWNER]) == WAITING -> chosen = W[lock] & OWNER; seen = S[chosen]; goto F3 }
+    :: atomic { (W[lock] & RESERVED) && RESERVED_FOR(W[lock], W[lock] & OWNER, lock) && STATE(S[W[lock] & OWNER]) == NOTIFIED -> chosen = W[lock] & OWNER; seen = S[chosen]; post(); forget_scan(); goto settled }
+    :: atomic { SPOT_HAS_LEFT -> if :: IS(F3_UNCHECKED) -> goto settled :: else -> goto F0 fi }
+    :: atomic { FREE(W[lock]) && !PRECEDENCE && !polling -> goto unpark_one }
+    :: atomic { !(W[lock] & RESERVED) && !(FREE(W[lock]) && !PRECEDENCE && !polling) -> goto settled }
+    fi;
+settle_again: /* After an exception: it begins anew, with what it finds. */
+    if
+    :: atomic { MINE -> goto F0 }
+    :: atomic { !MINE && IS(F3_NOT_AGAIN) -> goto settled }
+    :: atomic { !MINE && !IS(F3_NOT_AGAIN) -> goto settle }
+    fi;
+F3: if
+    MAY_DIE
+#if WITHDRAW
+    :: atomic { !again -> post(); again = 1; forget_scan(); if :: in_release -> goto settle_again :: else -> polling = 0; goto A8 fi }
+#endif
+    :: atomic { S[chosen] == seen -> S[chosen] = (S[chosen] & ~3) | NOTIFIED; seen = 0; posting[chosen]++ }
+    :: atomic { S[chosen] != seen -> forget_scan(); goto settle }
+    fi;
+    if
+    MAY_DIE
+    :: atomic { true -> post(); forget_scan() }
+    fi;
+settled:
+    atomic {
+        if
+        :: polling && me > TRIERS -> polling = 0; stage[me] = STAGE(LOOK, lock); forget_scan(); goto woken
+        :: polling && me <= TRIERS -> polling = 0; stage[me] = OUT; forget_scan(); goto gave_up
+        :: else -> goto wake_up_passed
+        fi
+    };
+#endif
 
 unpark_one: /* R3 and A8 */
     other = 0;
@@ -707,6 +885,9 @@ post_it: /* An exception here must not lose the post: it is made first, then eve
 
 wake_up_passed:
     atomic {
+#if HANDOVER
+        polling = 0;
+#endif
         forget_scan();
         stage[me] = OUT; again = 0;
         if
@@ -739,6 +920,12 @@ A8_word:
     MAY_LEAVE_AGAIN
     :: atomic {
         true ->
+#if HANDOVER
+        if
+        :: got && (W[lock] & OWNER) == me && !(W[lock] & RESERVED) && (PRECEDENCE || IS(F3_UNCHECKED)) -> goto F0
+        :: else
+        fi;
+#endif
         if
         :: got || (IS(A8_TRUSTS_WORD) && (W[lock] & OWNER) == me) ->
             W[lock] = W[lock] & DIED;
@@ -750,6 +937,12 @@ A8_word:
         :: FREE(W[lock]) -> goto A8_pass
         :: else
         fi;
+#if HANDOVER
+        if
+        :: (W[lock] & RESERVED) && !IS(A8_KEEPS_RESERVATION) -> goto settle
+        :: else
+        fi;
+#endif
         if
         :: IS(A8_LEAVES_OTHERS_ALONE)
         :: else -> W[lock] = W[lock] | PARKED
@@ -842,7 +1035,7 @@ end:
 #endif
 
 #define I1_BROKEN(k) (!dead && LOST(k))
-#define I2_BROKEN(k) (inside[k] != 0 && (W[k] & OWNER) != inside[k])
+#define I2_BROKEN(k) (inside[k] != 0 && (W[k] & (OWNER | RESERVED)) != inside[k])
 #define I3_BROKEN(k) ( \
     (owed[k] && !DEAD_OWNER(W[k]) && !(W[k] & DIED)) \
     || (!owed[k] && (DEAD_OWNER(W[k]) || (FREE(W[k]) && (W[k] & DIED)))))

@@ -85,6 +85,8 @@ NEWCOMER = dict(THREADS=4, SPOTS=3, NEWCOMERS=1, CRASHES=1, POLL=1, TOKENS=1, RO
 SMALL_NEWCOMER = dict(THREADS=3, SPOTS=2, NEWCOMERS=1, CRASHES=1, POLL=1, TOKENS=1, ROUNDS=1)
 TWO_NEWCOMERS = dict(THREADS=4, SPOTS=2, NEWCOMERS=2, CRASHES=1, POLL=1, TOKENS=1, ROUNDS=1)
 
+HAND_OVER = dict(THREADS=2, HANDOVER=1, TOKENS=1, SEQUENCES=2, SCAN_AT_ONCE=1)
+
 CONFIGURATIONS: tuple[Configuration, ...] = (
     # No deaths, no polling: tokens alone.
     holds("lock-2", THREADS=2, size="quick"),
@@ -163,6 +165,33 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     refuted("no-poll-stays-notified", "polls<=8", **LOST, POLLS=8, MUTATION="POLL_STAYS_NOTIFIED"),
     refuted("no-stay-notified", "", THREADS=2, MUTATION="STAY_NOTIFIED", size="quick"),
     refuted("no-sleep-then-publish", "I1", THREADS=2, MUTATION="SLEEP_THEN_PUBLISH", size="quick"),
+    # Handing over.
+    holds("handover-2", **HAND_OVER, size="quick"),
+    holds("handover-2-leave", **HAND_OVER, WITHDRAW=1),
+    holds("handover-2-store-buffer", **HAND_OVER, STORE_BUFFER=1),
+    holds("handover-2-two-locks", **HAND_OVER, LOCKS=2),
+    holds("handover-2-crash", **HAND_OVER, CRASHES=1, POLL=1, size="quick"),
+    holds("handover-2-crash-leave", **HAND_OVER, CRASHES=1, POLL=1, WITHDRAW=1),
+    holds("handover-2-two-crashes", **HAND_OVER, CRASHES=2, POLL=1),
+    holds("handover-2-crash-try", **HAND_OVER, CRASHES=1, POLL=1, TRIERS=1),
+    holds("handover-3", THREADS=3, HANDOVER=1, **SMALL),
+    holds("handover-3-leave", THREADS=3, HANDOVER=1, WITHDRAW=1, ROUNDS=1, **SMALL, size="deep"),
+    holds("handover-3-crash", THREADS=3, HANDOVER=1, CRASHES=1, POLL=1, ROUNDS=1, **SMALL),
+    holds("handover-3-crash-new-claimant", HANDOVER=1, SCAN_AT_ONCE=1, **SMALL_NEWCOMER),
+    refuted("no-F3-unchecked", "(7|32)", **HAND_OVER, WITHDRAW=1, MUTATION="F3_UNCHECKED"),
+    refuted("no-A8-keeps-reservation", "(7|32)", THREADS=3, HANDOVER=1, WITHDRAW=1, ROUNDS=1, **SMALL, MUTATION="A8_KEEPS_RESERVATION"),
+    refuted("no-poll-keeps-reservation", DEADLOCK, **HAND_OVER, CRASHES=1, POLL=1, MUTATION="POLL_KEEPS_RESERVATION"),
+    refuted("no-poll-trusts-spot", DEADLOCK, **HAND_OVER, CRASHES=1, POLL=1, MUTATION="POLL_TRUSTS_SPOT"),
+    refuted("no-F3-not-again", "I1", **HAND_OVER, WITHDRAW=1, MUTATION="F3_NOT_AGAIN"),
+    # Precedence.
+    holds("precedence-2-leave", **HAND_OVER, PRECEDENCE=1, WITHDRAW=1),
+    holds("precedence-2-crash", **HAND_OVER, PRECEDENCE=1, CRASHES=1, POLL=1, size="quick"),
+    holds("precedence-3", THREADS=3, HANDOVER=1, PRECEDENCE=1, **SMALL),
+    holds("precedence-3-crash", THREADS=3, HANDOVER=1, PRECEDENCE=1, CRASHES=1, POLL=1, ROUNDS=1, **SMALL),
+    holds("precedence-3-leave", THREADS=3, HANDOVER=1, PRECEDENCE=1, WITHDRAW=1, ROUNDS=1, **SMALL),
+    refuted("precedence-no-takes-any-reservation", "granted", THREADS=3, HANDOVER=1, PRECEDENCE=1, **SMALL,
+            MUTATION="TAKES_ANY_RESERVATION"),
+    refuted("precedence-no-F0-keeps-parked", "granted", THREADS=3, HANDOVER=1, PRECEDENCE=1, **SMALL, MUTATION="F0_KEEPS_PARKED"),
     # Semaphore.
     holds("semaphore-3", "semaphore_event", THREADS=3, PERMITS=1, size="quick"),
     holds("semaphore-3-two-permits", "semaphore_event", THREADS=3, PERMITS=2),
