@@ -24,6 +24,7 @@ from .errors import (
     SupervisorError,
 )
 from .queue import JoinableQueue, Queue, SimpleQueue
+from .rwlock import RWLock
 from .synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, Owner, RLock, Semaphore, Waiter
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "Pipe",
     "Queue",
     "RLock",
+    "RWLock",
     "SegmentError",
     "Semaphore",
     "SimpleQueue",

@@ -42,7 +42,7 @@ class Declaration:
     kind: int
     first_word: int = 0
     parameter: int = 0  # Semaphore: its bound or first value; Barrier: its parties
-    cells: int = 0  # further words: permits of an owned Semaphore, parties of a Barrier
+    cells: int = 0  # further words: permits of an owned Semaphore, parties of a Barrier, records of an RWLock
     owned: bool = False
     policy: int | None = None  # None: as it is, "warn" if it is new
     lease: int = 0  # ns, 0 = none; what it is created with
@@ -233,10 +233,14 @@ class Arena:
         """Indices of the cell words of a block.  SegmentError if the chain of extensions is damaged."""
         start = self.layout.block(index)
         kind_word, parameter = self.words.load(start + at.BLOCK_KIND), self.words.load(start + at.BLOCK_PARAMETER)
+        is_rwlock = kind_word & at.KIND == at.RWLOCK
         count = parameter if kind_word & at.KIND == at.BARRIER or kind_word & at.OWNED else 0
+        if is_rwlock:
+            count = parameter or at.USUAL_READERS
         if count > self.layout.blocks * at.EXTENSION_CELL_COUNT:
             raise self.damaged(f"block {index} claims {count} cells, more than there are")
-        cells = list(range(start + at.BLOCK_CELLS, start + at.BLOCK_CELLS + min(count, at.BLOCK_CELL_COUNT)))
+        here = 0 if is_rwlock else min(count, at.BLOCK_CELL_COUNT)
+        cells = list(range(start + at.BLOCK_CELLS, start + at.BLOCK_CELLS + here))
         extension = self.words.load(start + at.BLOCK_MORE)
         while len(cells) < count:
             if not 0 < extension < self.layout.blocks:

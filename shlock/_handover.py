@@ -25,9 +25,9 @@ with what W says, so anybody may do it, again and again; a reservation whose mak
     # H4  a reserved waiter that dies was not inside: nobody is told
 
     # killed after               the word says    repaired by                     outcome
-    # C50 F1                     HELD, RESERVED   poll, as ever                   PARKED is set again by who looks
-    # C51 F2, nobody called      RESERVED         the poll of that waiter         it gets in within its poll interval
-    # C52 chosen, not yet in     RESERVED         poll, or the supervisor at once the next one in line gets it
+    # C60 F1                     HELD, RESERVED   poll, as ever                   PARKED is set again by who looks
+    # C61 F2, nobody called      RESERVED         the poll of that waiter         it gets in within its poll interval
+    # C62 chosen, not yet in     RESERVED         poll, or the supervisor at once the next one in line gets it
 """
 
 from __future__ import annotations
@@ -78,12 +78,14 @@ def prepare(
     is_worth_it  whether to hand over to that spot; else the lock is left free
     """
     words = parking.words
+    if words.load(parking.layout.block(key) + at.BLOCK_KIND) & at.KIND not in at.OWNED_KINDS:
+        return w, keep
     bare = w & ~at.PARKED
     if bare != w and not words.compare_exchange(parking.layout.block(key) + at.BLOCK_WORD, w, bare):
         return None
     index = first_in_line(parking, key, alive=alive, but=but)
     if crash_points:
-        crash_points[0]("C50 PARKED taken away, first in line known")
+        crash_points[0]("C60 PARKED taken away, first in line known")
     if index is None or not is_worth_it(index):
         return bare, keep
     state = words.load(parking.state_first + index)
@@ -129,7 +131,7 @@ def pass_on(parking: Parking, key: int, w: int, *, keep: int | None = None, aliv
     if step is None or not parking.words.compare_exchange(parking.layout.block(key) + at.BLOCK_WORD, *step):
         return False
     if crash_points:
-        crash_points[0]("C51 reserved, nobody called")
+        crash_points[0]("C61 reserved, nobody called")
     return True
 
 

@@ -63,6 +63,12 @@ SET: Final = 1 << 1  # Event: the flag is up
 BROKEN: Final = 1 << 1  # Barrier: nobody gets through until reset()
 ACTING: Final = 1 << 2  # Barrier: everybody has arrived, the last one runs the action
 
+# RWLock: flags of its gate, and of the record of a reader.
+DRAINING: Final = 1 << 0  # the owner of W waits for the readers that are inside
+SUSPECT: Final = 1 << 1  # and a death inside was still to be told when it began
+CROWDED: Final = 1 << 2  # somebody waits for a record
+IN_LINE: Final = 1 << 0  # in a record: the reader waits for the writer
+
 ARRIVED: Final = 1 << 0  # Barrier, word of a party: it waits in this round
 
 # States of a parking spot.
@@ -112,7 +118,7 @@ SEMAPHORE_WORDS: Final = 4  # a sem_t
 # A control block, in words.
 BLOCK_WORD: Final = 0  # W
 BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned, bit 17 leased, bit 18 ranked
-BLOCK_PARAMETER: Final = 2  # Semaphore: initial value and bound; Barrier: parties
+BLOCK_PARAMETER: Final = 2  # Semaphore: initial value and bound; Barrier: parties; RWLock: readers, 0 = as usual
 BLOCK_DEAD: Final = 3  # identity of the owner that died last
 BLOCK_FOUND: Final = 4  # when that was found, nanoseconds since the epoch
 BLOCK_SINCE: Final = 5  # when the present owner got in, monotonic nanoseconds; 0 = unknown
@@ -134,6 +140,8 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
+BLOCK_GATE: Final = 11  # of an RWLock, whose cells, the records of its readers, are all in extensions
+USUAL_READERS: Final = 64  # where the parameter is 0
 # Of a guarded buffer, in its first control block; and in its second one a word for each copy of the content.
 CONTENT_CURRENT: Final = 11  # the last committed version: bits 0-1 which copy it is, bits 2-63 its number
 CONTENT_EDITOR: Final = 12  # identity of who edits the current copy in place, or did so last
@@ -146,11 +154,12 @@ EXTENSION_CELL_COUNT: Final = BLOCK_WORDS - EXTENSION_CELLS
 EXTENSION_NEXT: Final = 0
 
 FREE_BLOCK, LOCK, RLOCK, SEMAPHORE, BOUNDED_SEMAPHORE, CONDITION, EVENT, BARRIER = range(8)
-GUARDED, CHANNEL, QUEUE, EXTENSION = range(8, 12)
+GUARDED, CHANNEL, QUEUE, RWLOCK, EXTENSION = range(8, 13)
 KIND_NAMES: Final = (
-    "", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier", "Block", "Channel", "Queue", "",
+    "", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier", "Block", "Channel", "Queue",
+    "RWLock", "",
 )  # fmt: skip
-#: Whose control blocks may have an owner word.
+#: Whose words may be reserved (``_handover``).  Not those of an RWLock, whose readers stand in another line.
 OWNED_KINDS: Final = (LOCK, RLOCK, GUARDED, CHANNEL, QUEUE)
 KIND: Final = 0xFF
 POLICY_SHIFT: Final = 8

@@ -295,7 +295,7 @@ def checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
     if not at.FREE_BLOCK < kind < at.EXTENSION:
         raise arena.damaged(f"{name!r} is of no known kind ({kind})")
     there = Declaration(kind, 0, parameter, 0, bool(word & at.OWNED), (word & at.POLICY) >> at.POLICY_SHIFT)
-    size = wanted.parameter or (parameter if kind == wanted.kind >= at.GUARDED else 0)  # of a buffer: 0 = as it is
+    size = wanted.parameter or (parameter if kind == wanted.kind >= at.GUARDED else 0)  # of a buffer or RWLock: 0 = as it is
     asked = Declaration(wanted.kind, 0, size, 0, wanted.owned, there.policy if wanted.policy is None else wanted.policy)
     if wanted.lease and not word & at.LEASED:
         raise SegmentError(
@@ -319,6 +319,8 @@ def describe(declaration: Declaration) -> str:
         words.append(f"of {declaration.parameter}{', owned' if declaration.owned else ''}")
     elif declaration.kind == at.BARRIER:
         words.append(f"of {declaration.parameter} parties")
+    elif declaration.kind == at.RWLOCK:
+        words.append(f"of {declaration.parameter or at.USUAL_READERS} readers")
     elif declaration.kind >= at.GUARDED and declaration.parameter:
         words.append(f"of {declaration.parameter} bytes")
     policy = declaration.policy or 0

@@ -341,6 +341,10 @@ class OwnedWords:
         else:
             self.parking.unpark_one(self.block.index, self.skips)
 
+    def wake_one(self) -> None:
+        """A8: the way is free, and who leaves does not take it."""
+        self.parking.unpark_one(self.block.index)
+
 
 class OwnerWaiter:
     """One thread that is on its way in.  ``take`` is used for nothing but taking: it knows whether we are inside."""
@@ -526,7 +530,7 @@ class OwnerWaiter:
                 if self.mark.compare_exchange(word, w, w | at.PARKED):
                     break
             else:
-                words.parking.unpark_one(self.index)
+                words.wake_one()
                 return
 
     def withdraw_fully(self) -> None:

@@ -22,6 +22,7 @@ from ._arena import Arena
 from ._content import Content
 from ._counting import BarrierWord
 from ._memory import Memory
+from ._readers import keys_of
 from ._segment import BYTE_IN_USE, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
@@ -60,7 +61,7 @@ class PrimitiveSnapshot:
     state      "free", "held", "being handed over" (to a waiter that is waking up), "held by a dead process", "inherited" (its
                heir holds it), "poisoned", "value 3", "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a
                Condition), "damaged"; of a Block "version 12", "being written", "being edited", "abandoned" (its editor died)
-               or, under that policy, "poisoned"
+               or, under that policy, "poisoned"; of an RWLock "3 readers" or "being written"
     owner      who holds it; of an owned Semaphore one of the holders
     held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
                reading no clock, and the oldest waiter has waited so long
@@ -245,7 +246,7 @@ def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
         if not at.FREE_BLOCK < kind < at.EXTENSION or (is_named and name is None):
             continue
         try:
-            yield _primitive(arena, index, kind, name, waiters.get(index, ()), ledgers)
+            yield _primitive(arena, index, kind, name, _waiting(arena, index, kind, waiters), ledgers)
         except SegmentError:
             text = None if name is None else _text(name)
             yield PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
@@ -255,6 +256,13 @@ def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
 def _text(name: bytes) -> str:
     """A name as shown: the lock that a named Condition makes for itself stands behind a NUL."""
     return name.decode("utf-8", "replace").replace("\0", " (its ") + (")" if b"\0" in name else "")
+
+
+def _waiting(arena: Arena, index: int, kind: int, waiters: dict[int, tuple[Waiter, ...]]) -> tuple[Waiter, ...]:
+    """Who waits for a block, under whatever key."""
+    keys = (index, *keys_of(arena, index)) if kind == at.RWLOCK else (index,)
+    found = [waiter for key in keys for waiter in waiters.get(key, ())]
+    return tuple(sorted(found, key=lambda waiter: -waiter.waiting_for))
 
 
 def _waiters(arena: Arena) -> dict[int, tuple[Waiter, ...]]:
@@ -309,7 +317,7 @@ def _primitive(
     is_lower_bound = False
     abandoned: Abandoned | None = None
     lease: LeaseSnapshot | None = None
-    if kind in (at.LOCK, at.RLOCK, at.GUARDED) or kind_word & at.OWNED:
+    if kind in (at.LOCK, at.RLOCK, at.GUARDED, at.RWLOCK) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
         words = [load(cell) for cell in cells]
         held = [w for w in words if at.process_in(w)]
@@ -327,6 +335,10 @@ def _primitive(
             if lease.remaining is not None:
                 held_for, is_lower_bound = max(0.0, lease.lease - lease.remaining), False
         state = _state_of_owned(words, held, owner, bool(kind_word & at.OWNED))
+        if kind == at.RWLOCK:
+            is_outside = load(start + at.BLOCK_GATE) & (at.DRAINING | at.SUSPECT) == at.DRAINING
+            abandoned = None if is_outside else abandoned
+            state = _state_of_rwlock(state, [load(cell) for cell in arena.cells_of(index)], is_outside)
         if kind == at.GUARDED:
             content = Content(Memory(arena))
             state, abandoned = content.state(owner is not None, owner is None or owner.alive), content.abandoned()
@@ -374,6 +386,19 @@ def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many
     if not owner.alive:
         return "held by a dead process"
     return "inherited" if held[0] & at.DIED else "held"
+
+
+def _state_of_rwlock(state: str, records: list[int], is_outside: bool) -> str:
+    """What its readers make of the state of its writers."""
+    reading = [c for c in records if c and not c & at.IN_LINE]
+    living = sum(map(_process.is_alive, reading))
+    if living:
+        return f"{living} reader{'s' if living > 1 else ''}"
+    if reading or state == "held by a dead process":
+        return "held by a dead process"
+    if state == "poisoned":
+        return "free" if is_outside else state
+    return "being written" if state in ("held", "inherited") else state
 
 
 # -- removing -------------------------------------------------------------------------------------------------------------

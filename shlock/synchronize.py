@@ -179,9 +179,11 @@ def _attach_of_machine(domain: str, name: str, declaration: Declaration, terms: 
     return attach(domain, name, declaration, terms)
 
 
-def waiters_of(block: Block) -> tuple[Waiter, ...]:
+def waiters_of(block: Block, *more: int) -> tuple[Waiter, ...]:
+    """Who is parked for a block, or for ``more`` keys of it."""
     arena, now = block.arena, time.monotonic_ns()
-    found = sorted(parking_of(block.arena).waiting(block.index), key=lambda waiter: waiter[2])
+    parking = parking_of(block.arena)
+    found = sorted((waiter for key in (block.index, *more) for waiter in parking.waiting(key)), key=lambda waiter: waiter[2])
     return tuple(
         Waiter(_process.pid_of(claim), thread, arena.process_name(claim), max(0, now - since) / 1e9)
         for claim, thread, since in found

@@ -291,7 +291,7 @@ def test_the_next_in_line_gets_what_the_chosen_one_does_not_take(held: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "label", ["C50 PARKED taken away, first in line known", "R3 released, nobody woken", "R3 NOTIFIED, not posted"]
+    "label", ["C60 PARKED taken away, first in line known", "R3 released, nobody woken", "R3 NOTIFIED, not posted"]
 )
 @pytest.mark.parametrize("others", [1, 3])
 def test_they_go_on_when_the_owner_is_killed_while_it_hands_over_at(label: str, others: int) -> None:
@@ -313,7 +313,7 @@ def test_they_go_on_when_the_owner_is_killed_while_it_hands_over_at(label: str, 
     page[1] = 1
     assert victim.wait() == -signal.SIGKILL
     told = sum(waiter.result() for waiter in waiters)
-    assert told == (1 if label.startswith("C50") else 0), "who dies before it has let go is a dead owner"
+    assert told == (1 if label.startswith("C60") else 0), "who dies before it has let go is a dead owner"
     assert lock.acquire(timeout=PATIENCE)
     lock.release()
 
