@@ -480,9 +480,16 @@ class Reading:
                 except Forked:
                     pass  # we are a child that was forked meanwhile: it starts as itself
         except BaseException:
-            if hold is not None and hold.process is _process.current:
-                _process.to_the_end(lambda: words.leave(hold))
+            try:
+                self._undo(hold)
+            except BaseException:  # a signal handler's, when what we undo for was none of those
+                _process.to_the_end(lambda: self._undo(hold))
+                raise
             raise
+
+    def _undo(self, hold: ReadHold | None) -> None:
+        if hold is not None and hold.process is _process.current:
+            self._words.leave(hold)
 
     def __exit__(self, kind: object = None, value: object = None, traceback: object = None) -> None:
         words = self._words
@@ -567,8 +574,11 @@ class Writing:
                 except Forked:
                     pass  # as in Reading
         except BaseException:
-            if self._is_inside():
+            try:
+                self._undo()
+            except BaseException:  # as in Reading
                 _process.to_the_end(self._undo)
+                raise
             raise
 
     def _is_inside(self) -> bool:
