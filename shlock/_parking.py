@@ -236,12 +236,18 @@ class Parking:
                     next_poll = SYSTEM.monotonic() + POLL_INTERVAL * self._place_in_line(spot, waiter.index)
                 if late and not waiter.attempt(spot):  # if it says True, it does so again
                     self._withdraw(waiter, spot, False)
+                    mine, spot = spot, None  # as above: once it is given back, another thread may be using it
+                    self.pool.append(mine)
                     return False
         except _process.Forked:
             raise
         except BaseException:
             if process is _process.current:
-                self._withdraw(waiter, spot, True)
+                try:
+                    self._withdraw(waiter, spot, True)
+                finally:
+                    if spot is not None:
+                        self.pool.append(spot)
             raise
 
     def _withdraw(self, waiter: Waiter, spot: Spot | None, interrupted: bool) -> None:
@@ -257,11 +263,7 @@ class Parking:
             if crash_points:
                 crash_points[0]("A8 withdrawn")
 
-        try:
-            _process.to_the_end(withdraw)
-        finally:
-            if spot is not None and spot not in self.pool:  # withdrawing may be interrupted, and is then done again
-                self.pool.append(spot)
+        _process.to_the_end(withdraw)
 
     def _sleep(self, spot: Spot, seconds: float) -> None:
         """A6: until a token comes or the time is over or a signal arrives.  The one call that blocks."""
