@@ -16,7 +16,6 @@ import pytest
 from support import PATIENCE, Child, Page, eventually
 from test_enforcement import end_process, spin, supervisor_of
 from test_signals import Interruption, InThread, NoOperands, Trial, interrupt_everywhere
-from test_system_calls import PAIRS, calls_of_loop
 
 import shlock
 from shlock import _layout as at
@@ -787,10 +786,3 @@ def test_a_wait_that_is_interrupted_holds_nothing_and_wakes_the_others(
     outer: str, how: str, label: str, timeout: float | None, no_polling: None
 ) -> None:
     interrupt_everywhere(lambda: Contended(outer, how, label, timeout), 10)
-
-
-@inside
-def test_no_system_call_in_100_000_uncontended(how: str, domain: str, tmp_path: Any) -> None:
-    for primitive in ("shlock.RWLock()", "shlock.RWLock('a', domain=DOMAIN)"):
-        calls = calls_of_loop(primitive, f"with p.{how}(): pass", PAIRS, domain, tmp_path)
-        assert calls == [], f"{len(calls)} system calls"

@@ -31,6 +31,9 @@ LOOPS = {
     "BoundedSemaphore, with": ("shlock.BoundedSemaphore(2)", "with p: pass"),
     "owned Semaphore, acquire and release": ("shlock.Semaphore(2, owned=True)", "acquire(); release()"),
     "owned Semaphore, with": ("shlock.Semaphore(2, owned=True)", "with p: pass"),
+    "RWLock, read": ("shlock.RWLock()", "with p.read(): pass"),
+    "named RWLock, read in read": ("shlock.RWLock('a', domain=DOMAIN)", "with p.read():\n        with p.read(): pass"),
+    "RWLock, write": ("shlock.RWLock()", "with p.write(): pass"),
     "Lock that is busy, tried": ("held(shlock.Lock())", "acquire(False)"),
     "Event that is set, waited for": ("raised(shlock.Event())", "p.wait()"),
 }

@@ -64,9 +64,6 @@
 #define A8_ONLY_WRITER    16    /* a writer that took W and gives up wakes no readers */
 #define NO_REAP           17
 #define NO_QD             18    /* readers do not look for a dead writer */
-#define QD_CLEARS_G       19
-#define QD_WAKES_NOBODY   20    /* harmless without tokens: the others poll */
-#define W2_EVERY_LOOK     21    /* the line is let in at each look: X2 holds, but writers starve (not checked) */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -290,11 +287,7 @@ QD: if
     fi;
     if
     MAY_DIE
-    :: atomic { true -> w = 0; if :: IS(QD_CLEARS_G) -> DRAINING = 0; SUSPECT = 0 :: else fi; see_line() }
-    fi;
-    if
-    :: atomic { IS(QD_WAKES_NOBODY) -> many = 0; goto Q5 }
-    :: atomic { !IS(QD_WAKES_NOBODY) }
+    :: atomic { true -> w = 0; see_line() }
     fi;
 QD_readers:
     if
