@@ -141,6 +141,10 @@ def _count_fork() -> None:
 _process.before_fork.append(_count_fork)
 
 
+#: What this process has mapped, for those who look for deadlocks.
+living: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
 class Arena:
     """One mapped segment with its tables.  Everything about a segment that could be wrong is checked on attach."""
 
@@ -158,6 +162,7 @@ class Arena:
         self._returned: list[int] = []
         self._unused = itertools.count()
         self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
+        living.add(self)
         if not segment.memory.readonly:
             self.record_process()
             util.register_after_fork(self, Arena.record_process)

@@ -142,6 +142,12 @@ BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
 BLOCK_GATE: Final = 11  # of an RWLock, whose cells, the records of its readers, are all in extensions
 USUAL_READERS: Final = 64  # where the parameter is 0
+# Of a Lock, RLock or guarded buffer, for those who look for deadlocks (``_deadlock``).
+BLOCK_CONFIRMED: Final = 14  # until when EDGE was true, in monotonic ns; in the place of the lowest bits, index of the spot + 1
+BLOCK_EDGE: Final = 15  # the spot at which the holder waits, as in a reservation; below it the number of its arena; RAISES
+RAISES: Final = 1 << 0
+EDGE_ARENA: Final = (1 << RESERVED_SPOT_SHIFT) - 1 & ~RAISES
+CONFIRMED_SPOT: Final = (1 << RESERVED_SPOT_BITS) - 1
 # Of a guarded buffer, in its first control block; and in its second one a word for each copy of the content.
 CONTENT_CURRENT: Final = 11  # the last committed version: bits 0-1 which copy it is, bits 2-63 its number
 CONTENT_EDITOR: Final = 12  # identity of who edits the current copy in place, or did so last
@@ -250,6 +256,11 @@ def is_reservation(word: int) -> bool:
 def reserved_spot(word: int) -> int:
     """Index of the spot that a reservation names; it may be out of bounds."""
     return (word >> RESERVED_SPOT_SHIFT & (1 << RESERVED_SPOT_BITS) - 1) - 1
+
+
+def arena_number(identity: int) -> int:
+    """The bits of EDGE_ARENA for an arena: a hash, since identities may follow one another."""
+    return (identity * 0x9E3779B97F4A7C15 & WORD_MASK) >> 64 - RESERVED_SPOT_SHIFT & EDGE_ARENA
 
 
 def process_in(word: int) -> int:

@@ -44,6 +44,7 @@ __all__ = [
     "name_at",
     "open_named",
     "segment_name",
+    "text_of",
 ]
 
 DEFAULT_DOMAIN: Final = "default"
@@ -93,6 +94,11 @@ def name_at(arena: Arena, index: int) -> bytes | None:
         return None  # damaged: no name of anybody
     first = arena.layout.text_start * at.WORD + offset
     return bytes(arena.segment.memory[first : first + length])
+
+
+def text_of(name: bytes) -> str:
+    """A name as shown: the lock that a named Condition makes for itself stands behind a NUL."""
+    return name.decode("utf-8", "replace").replace("\0", " (its ") + (")" if b"\0" in name else "")
 
 
 def insert(arena: Arena, name: bytes, declaration: Declaration) -> int | None:

@@ -67,11 +67,12 @@ from . import _layout as at
 from . import _process
 from ._arena import Block
 from ._atomic import Operand, Pointer, borrow_operand, give_back, pointer, raw_compare_exchange
+from ._deadlock import Wait, copy_of
 from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
 from ._process import Forked, identity_pointer
 from ._sys import SYSTEM, crash_points
-from .errors import Abandoned, AbandonedError, AbandonedWarning
+from .errors import Abandoned, AbandonedError, AbandonedWarning, DeadlockError
 
 __all__ = ["OwnedWords", "make_fast_path", "usable_cores"]
 
@@ -152,18 +153,23 @@ class OwnedWords:
 
     # -- acquire ------------------------------------------------------------------------------------------------------
 
-    def acquire(self, block: bool, timeout: float | None, *, repair: bool = False) -> bool:
-        """All of acquire but the fast path.  ``repair``: go in although it is poisoned."""
+    def acquire(self, block: bool, timeout: float | None, *, repair: bool = False, raises: bool = False) -> bool:
+        """All of acquire but the fast path.
+
+        repair  go in although it is poisoned
+        raises  DeadlockError when this wait closes a cycle
+        """
         deadline = deadline_after(timeout) if block else None
         block = block and (deadline is None or timeout is None or timeout > 0)
         while True:
             try:
-                return self._acquire(block, deadline, repair)
+                return self._acquire(block, deadline, repair, raises)
             except Forked:
                 continue  # we are a child that was forked meanwhile: it starts as itself
 
-    def _acquire(self, block: bool, deadline: float | None, repair: bool) -> bool:
+    def _acquire(self, block: bool, deadline: float | None, repair: bool, raises: bool) -> bool:
         waiter = _take_waiter(self, repair)
+        waiter.raises = raises
         done = False
         try:
             got = waiter.look(1)
@@ -176,7 +182,7 @@ class OwnedWords:
                 else:
                     got = self._look_for_the_dead(waiter)  # A3
             if not got:
-                waiter.words = None  # or it would keep the block alive
+                waiter.words = waiter.wait = None  # or they would keep blocks alive
                 _waiters.append(waiter)
                 return False
             self.thread = get_ident()
@@ -192,7 +198,7 @@ class OwnedWords:
                 if not repair:
                     self.tell_heir()
             done = True
-            waiter.words = None
+            waiter.words = waiter.wait = None
             _waiters.append(waiter)
             if waiter.process is _process.current:
                 return True
@@ -349,8 +355,12 @@ class OwnedWords:
 class OwnerWaiter:
     """One thread that is on its way in.  ``take`` is used for nothing but taking: it knows whether we are inside."""
 
-    __slots__ = ("back", "died", "index", "mark", "place", "precedence", "process", "repair", "take", "words")
+    __slots__ = (
+        "back", "died", "index", "mark", "place", "precedence", "process", "raises", "repair", "take", "wait", "words",
+    )  # fmt: skip
     words: Any  # the OwnedWords, while it is in use
+    raises: bool
+    wait: Wait | None  # from the first poll on
 
     def __init__(self) -> None:
         self.take = Operand()
@@ -363,6 +373,8 @@ class OwnerWaiter:
         self.index = words.block.index
         self.precedence = 0 if words.grant is None else words.grant.precedence
         self.repair = repair
+        self.raises = False
+        self.wait = None
         self.died = False
         self.take.tried = None
         self.back.tried = None
@@ -454,6 +466,7 @@ class OwnerWaiter:
 
     def poll(self, spot: Spot | None) -> None:
         """A6: recover what dead owners hold, one word at a time."""
+        self._look_for_deadlock(spot)
         words = self.words
         view, start = words.view, words.block.start
         for place in words.places:
@@ -497,6 +510,17 @@ class OwnerWaiter:
             elif now - words.kept[1] >= LONGEST_RESERVATION:
                 pass_on(parking, key, w, but=index)
         settle(parking, key)
+
+    def _look_for_deadlock(self, spot: Spot | None) -> None:
+        """Tell who holds what this thread waits for that it waits, and raise DeadlockError if it is to be raised here."""
+        if spot is None or self.words.has_permits:
+            return
+        if self.wait is None:
+            held = [words for words in copy_of(_all_words) if not words.has_permits and words.is_mine()]
+            self.wait = Wait(self.words, held, self.raises)
+        cycle = self.wait.look(spot)
+        if cycle is not None:
+            raise DeadlockError(describe(self.words.block), cycle)
 
     def _refuse_if_poisoned(self, w: int) -> None:
         words = self.words
@@ -592,7 +616,7 @@ _process.refresh_in_child.append(_in_child)
 
 
 def make_fast_path(
-    words: OwnedWords, *, recursive: bool
+    words: OwnedWords, *, recursive: bool, raises: bool = False
 ) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
     """acquire, release and ``__exit__`` for a single word.
 
@@ -631,7 +655,7 @@ def make_fast_path(
             if error.__class__ is not IndexError or called or spare_zeros:  # else another thread has the last operand
                 raise
             give_zero(new_cell(0))
-        return words.acquire(block, timeout)
+        return words.acquire(block, timeout, raises=raises)
 
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:

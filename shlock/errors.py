@@ -15,6 +15,8 @@ __all__ = [
     "AbandonedError",
     "AbandonedWarning",
     "ContractDenied",
+    "DeadlockError",
+    "DeadlockMember",
     "LeaseExpired",
     "SegmentError",
     "SupervisorError",
@@ -66,6 +68,76 @@ class AbandonedError(RuntimeError):
             f"{self.lock}: {self.abandoned}; what it guards may be half-written. "
             "Put that in order inside a 'with' of its repair()."
         )
+
+
+@dataclass(frozen=True)
+class DeadlockMember:
+    """One thread of a deadlock: it holds ``lock``, and waits for the lock of the next member, the last one for the first's.
+
+    pid, thread_id  its process, and its native thread number
+    name            what that process is, as far as it was recorded: process name and program, else None
+    lock            the name of the lock, or words for one that has none
+    domain          of the name, or None
+    """
+
+    pid: int
+    thread_id: int
+    name: str | None
+    lock: str
+    domain: str | None
+
+    def __str__(self) -> str:
+        who = f"pid {self.pid}" if self.thread_id == self.pid else f"thread {self.thread_id} of pid {self.pid}"
+        return f"{who} ({self.name})" if self.name else who
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that json can write."""
+        return asdict(self)
+
+
+#: Members of a deadlock that are described.
+MOST_SHOWN = 16
+
+
+def describe_deadlock(cycle: tuple[DeadlockMember, ...]) -> str:
+    """Who holds what and waits for what, in words; of a long cycle only the beginning."""
+    with_domain = len({member.domain for member in cycle}) > 1
+
+    def lock(member: DeadlockMember) -> str:
+        if member.domain is None:
+            return f"a {member.lock}"
+        return repr(member.lock) + (f" of domain {member.domain!r}" if with_domain else "")
+
+    if len(cycle) == 1:
+        return f"{cycle[0]} holds {lock(cycle[0])} and waits for it"
+    parts = [
+        f"{member} holds {lock(member)} and waits for {lock(wanted)}"
+        for member, wanted in zip(cycle[:MOST_SHOWN], (*cycle[1:], cycle[0]), strict=False)
+    ]
+    if len(cycle) > MOST_SHOWN:
+        parts.append(f"and so on, {len(cycle)} in all")
+    return "; ".join(parts)
+
+
+class DeadlockError(RuntimeError):
+    """Waiting would never end: this thread holds a lock for which, directly or through others, the owner of this one waits.
+
+    It was raised because of ``on_deadlock="raise"``, in one of the threads concerned; the others go on when that one has
+    released what it holds.  Attributes: ``lock`` (text that names the lock that was waited for), ``cycle`` (a tuple of
+    :class:`DeadlockMember`, beginning with this thread).
+    """
+
+    def __init__(self, lock: str, cycle: tuple[DeadlockMember, ...]) -> None:
+        super().__init__(lock, cycle)
+        self.lock = lock
+        self.cycle = cycle
+
+    def __str__(self) -> str:
+        if len(self.cycle) == 1:
+            advice = "Take it once, or use an RLock."
+        else:
+            advice = "Release what this thread holds and begin again; let everybody take these locks in the same order."
+        return f"{self.lock}: deadlock: {describe_deadlock(self.cycle)}. {advice}"
 
 
 class ContractDenied(PermissionError):

@@ -248,14 +248,9 @@ def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
         try:
             yield _primitive(arena, index, kind, name, _waiting(arena, index, kind, waiters), ledgers)
         except SegmentError:
-            text = None if name is None else _text(name)
+            text = None if name is None else _names.text_of(name)
             yield PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
     ledgers.close()
-
-
-def _text(name: bytes) -> str:
-    """A name as shown: the lock that a named Condition makes for itself stands behind a NUL."""
-    return name.decode("utf-8", "replace").replace("\0", " (its ") + (")" if b"\0" in name else "")
 
 
 def _waiting(arena: Arena, index: int, kind: int, waiters: dict[int, tuple[Waiter, ...]]) -> tuple[Waiter, ...]:
@@ -353,7 +348,7 @@ def _primitive(
     else:
         arrived = word >> at.COUNT_SHIFT & (1 << BarrierWord.COUNT_BITS) - 1
         state = "broken" if word & at.BROKEN else f"{arrived} of {load(start + at.BLOCK_PARAMETER)} waiting"
-    text = None if name is None else _text(name)
+    text = None if name is None else _names.text_of(name)
     return PrimitiveSnapshot(text, at.KIND_NAMES[kind], state, owner, held_for, is_lower_bound, waiters, abandoned, lease)
 
 

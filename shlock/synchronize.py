@@ -48,6 +48,7 @@ __all__ = [
 SEM_VALUE_MAX: Final = 2**31 - 1
 
 Policy = Literal["warn", "ignore", "poison"]
+OnDeadlock = Literal["wait", "raise"]
 _T = TypeVar("_T")
 
 
@@ -138,7 +139,8 @@ class _Primitive:
             attach, arguments = _anonymous.attach_inherited, _anonymous.export(block)
         elif _machine.is_of_machine(block.arena.domain):
             declaration = Declaration(self._kind, policy=block.policy)
-            attach, arguments = _attach_of_machine, (block.arena.domain, block.name, declaration, self._extra_state())
+            terms, _ = self._extra_state()
+            attach, arguments = _attach_of_machine, (block.arena.domain, block.name, declaration, terms)
         else:
             attach, arguments = _names.attach_named, (block.arena.domain, block.name)
         return _rebuild, (type(self), attach, arguments, self._extra_state())
@@ -308,6 +310,8 @@ class Lock(_Owned):
     on_abandoned  what the heir sees: "warn" (an AbandonedWarning, and the lock), "ignore" (the lock; ``abandoned`` is set),
                   "poison" (every acquire raises AbandonedError until somebody repairs it inside ``with lock.repair()``).
                   It belongs to the lock: who attaches to a name either gives the same or none.
+    on_deadlock   "raise": DeadlockError in an acquire through this object that would never end, because the owner waits,
+                  directly or through others, for a lock that the calling thread holds; "wait": it blocks all the same
     lease         seconds that a hold may last.  The lock then belongs to a contract, which the supervisor of the domain grants
                   (``contract``; opening it blocks for the answer: ContractDenied, SupervisorError).  ``with lock as lease:``
                   gives a Lease.  Only the thread that took it releases it.
@@ -327,6 +331,7 @@ class Lock(_Owned):
     _kind = at.LOCK
     _terms: Terms | None = None
     _leased: LeasedPath | None = None
+    _on_deadlock: OnDeadlock = "wait"
     _needs = "acquire"  # what its contract must allow
 
     def __init__(
@@ -335,6 +340,7 @@ class Lock(_Owned):
         *,
         domain: str | None = None,
         on_abandoned: Policy | None = None,
+        on_deadlock: OnDeadlock = "wait",
         lease: float | None = None,
         grace: float | None = None,
         rank: int = 0,
@@ -343,6 +349,9 @@ class Lock(_Owned):
         record_site: bool = False,
         ctx: Any = None,
     ) -> None:
+        if on_deadlock not in ("wait", "raise"):
+            raise ValueError(f'on_deadlock must be "wait" or "raise", not {on_deadlock!r}')
+        self._on_deadlock = on_deadlock
         self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site)
         terms = self._terms or Terms(0)
         declaration = Declaration(self._kind, policy=policy_number(on_abandoned), lease=terms.lease, grace=terms.grace)
@@ -367,7 +376,7 @@ class Lock(_Owned):
                 self.__enter__, self.__exit__ = path.enter, path.exit
                 return
         # As in multiprocessing: the object's own functions, without the detour over the class; "with" finds them in slots.
-        plain = make_fast_path(words, recursive=self._kind == at.RLOCK)
+        plain = make_fast_path(words, recursive=self._kind == at.RLOCK, raises=self._on_deadlock == "raise")
         if not block.leased:
             self.__dict__["acquire"], self.__dict__["release"], self.__exit__ = plain
             self.__enter__ = plain[0]
@@ -401,10 +410,10 @@ class Lock(_Owned):
         return _attach_of_machine(domain, name, declaration, self._terms)
 
     def _prepare(self, state: Any) -> None:
-        self._terms = state
+        self._terms, self._on_deadlock = state
 
     def _extra_state(self) -> Any:
-        return self._terms
+        return self._terms, self._on_deadlock
 
     @property
     def contract(self) -> Contract | None:
@@ -439,7 +448,7 @@ class Lock(_Owned):
 
         ``timeout`` is in seconds on the monotonic clock; None waits for ever, zero or less does not wait.  It is ignored
         unless ``block``.  A signal resumes the wait; what its handler raises leaves the lock consistent.  NaN raises
-        ValueError; a poisoned lock AbandonedError.
+        ValueError; a poisoned lock AbandonedError; a wait that would never end DeadlockError, with ``on_deadlock="raise"``.
         """
         raise NotImplementedError  # every object has its own
 
