@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from . import _arena, _names, _process
 from . import _layout as at
 from ._arena import Arena
+from ._parking import POLL_INTERVAL
 from ._sys import SYSTEM
 from .errors import DeadlockMember
 
@@ -52,7 +53,10 @@ if TYPE_CHECKING:
     from ._owned import OwnedWords
     from ._parking import Spot
 
-__all__ = ["Edge", "Graph", "Place", "Wait", "all_alive", "copy_of", "cycle_through", "cycles_among", "has_edge", "same_waits"]
+__all__ = [
+    "Cycle", "Edge", "Graph", "Place", "Wait", "all_alive", "copy_of", "cycle_through", "cycles_among", "deadlocks_in",
+    "has_edge", "same_waits",
+]  # fmt: skip
 
 KINDS: Final = (at.LOCK, at.RLOCK, at.GUARDED)
 MOST_MEMBERS: Final = 1024  # a longer way is not followed: somebody may be overwriting the words all the time
@@ -209,6 +213,20 @@ class Graph:
             lock=f"{kind} without a name (block {edge.lock[1]})" if name is None else _names.text_of(name),
             domain=arena.domain,
         )
+
+
+def deadlocks_in(arenas: Iterable[Arena]) -> list[tuple[Cycle, tuple[DeadlockMember, ...]]]:
+    """The deadlocks in some arenas.  Takes a poll interval if there seems to be one, else no time."""
+    graph = Graph(arenas)
+
+    def look() -> dict[object, Cycle]:
+        return {same_waits(cycle): cycle for cycle in cycles_among(graph.held_places(), graph.follow)}
+
+    first = look()
+    if not first:
+        return []
+    SYSTEM.nap(POLL_INTERVAL)
+    return [(cycle, graph.members(cycle)) for key, cycle in look().items() if key in first and all_alive(cycle)]
 
 
 def has_edge(view: memoryview, start: int) -> bool:

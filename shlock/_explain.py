@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .cli import _duration, _printable
+from .errors import describe_deadlock
 from .snapshot import LeaseSnapshot, PrimitiveSnapshot
 
 __all__ = ["Enforcer", "explain"]
@@ -41,6 +42,9 @@ def explain(primitive: PrimitiveSnapshot, domain: str, enforcer: Enforcer, now: 
         yield f"{len(waiters)} threads wait, the longest-waiting first: {', '.join(waiters)}."
     else:
         yield f"{waiters[0].replace(' for ', ' waits for ')}." if waiters else "Nobody waits."
+    if primitive.deadlock is not None:
+        yield f"Deadlock: {_printable(describe_deadlock(primitive.deadlock))}."
+        yield 'It lasts until one of them is killed or gives up waiting: by a timeout, or by on_deadlock="raise".'
 
 
 def _who(primitive: PrimitiveSnapshot, now: float) -> Iterator[str]:

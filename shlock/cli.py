@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ps(arguments: argparse.Namespace) -> int:
     from . import snapshot
+    from .errors import describe_deadlock
 
     if arguments.domain is not None and (status := _is_closed(arguments.domain)):
         return status
@@ -188,6 +189,8 @@ def _ps(arguments: argparse.Namespace) -> int:
         leased = any(primitive.lease is not None for domain in domains for primitive in domain.primitives)
         columns = _LEASED_COLUMNS if leased else _COLUMNS
         _print_table([row for domain in domains for row in _rows(domain, time.time(), leased)], columns)
+        for cycle in {frozenset(p.deadlock): p.deadlock for d in domains for p in d.primitives if p.deadlock}.values():
+            print(f"\nDeadlock: {_printable(describe_deadlock(cycle))}.")
         if unused := sorted({_printable(d.domain) for d in domains if d.domain is not None and not d.in_use}):
             print(f"\nNo living process uses {', '.join(unused)}: shlock clean removes that.")
     elif arguments.domain is not None:

@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from . import _layout as at
@@ -21,11 +21,12 @@ from . import _ledger, _machine, _names, _process
 from ._arena import Arena
 from ._content import Content
 from ._counting import BarrierWord
+from ._deadlock import Place, deadlocks_in
 from ._memory import Memory
 from ._readers import keys_of
 from ._segment import BYTE_IN_USE, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM
-from .errors import Abandoned, SegmentError
+from .errors import Abandoned, DeadlockMember, SegmentError
 from .synchronize import Owner, Waiter
 
 __all__ = ["Abandoned", "DomainSnapshot", "LeaseSnapshot", "Owner", "PrimitiveSnapshot", "Waiter", "clean", "domains"]
@@ -66,6 +67,7 @@ class PrimitiveSnapshot:
     held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
                reading no clock, and the oldest waiter has waited so long
     lease      None if it is not leased
+    deadlock   the cycle of threads that wait for one another to which its owner belongs, beginning with that owner; else None
     """
 
     name: str | None
@@ -77,6 +79,7 @@ class PrimitiveSnapshot:
     waiters: tuple[Waiter, ...]
     abandoned: Abandoned | None
     lease: LeaseSnapshot | None = None
+    deadlock: tuple[DeadlockMember, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary that json can write."""
@@ -105,11 +108,28 @@ class DomainSnapshot:
         return asdict(self)
 
 
+#: Each primitive that was decoded, and where it is.
+_Decoded = list[tuple[Arena, int, PrimitiveSnapshot]]
+
+
 def domains() -> list[DomainSnapshot]:
     """Every segment of this user: named domains first, for root those of the machine, then arenas without a name."""
-    named = [_of_file(name) for name in _segment_files()]
-    of_machine = _of_machine() if SYSTEM.geteuid() == _machine.ROOT else []
-    return [*(snapshot for snapshot in named if snapshot is not None), *of_machine, *_nameless()]
+    decoded: _Decoded = []
+    named = [_of_file(name, decoded) for name in _segment_files()]
+    of_machine = _of_machine(decoded) if SYSTEM.geteuid() == _machine.ROOT else []
+    found = [*(snapshot for snapshot in named if snapshot is not None), *of_machine, *_nameless(decoded)]
+    return _with_deadlocks(found, decoded)
+
+
+def _with_deadlocks(found: list[DomainSnapshot], decoded: _Decoded) -> list[DomainSnapshot]:
+    """The same, with the deadlocks filled in: they may go through any number of segments."""
+    cycles: dict[Place, tuple[DeadlockMember, ...]] = {}
+    for cycle, members in deadlocks_in(arena for arena, _, _ in decoded):
+        cycles |= {edge.lock: (*members[first:], *members[:first]) for first, edge in enumerate(cycle)}
+    if not cycles:
+        return found
+    by_primitive = {id(primitive): cycles.get((arena.identity, index)) for arena, index, primitive in decoded}
+    return [replace(one, primitives=tuple(replace(p, deadlock=by_primitive[id(p)]) for p in one.primitives)) for one in found]
 
 
 def clean(domain: str | None = None) -> list[str]:
@@ -152,7 +172,7 @@ def _open(path: str) -> int | None:
         return None
 
 
-def _of_file(name: str) -> DomainSnapshot | None:
+def _of_file(name: str, decoded: _Decoded) -> DomainSnapshot | None:
     try:
         descriptor = SYSTEM.open_segment(f"{SHM_FOLDER}/{name}", read_only=True)
     except FileNotFoundError:
@@ -162,10 +182,10 @@ def _of_file(name: str) -> DomainSnapshot | None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         return DomainSnapshot(_names.domain_of(name), name, False, (), (), "it is no regular file")
-    return _decode(descriptor, name)
+    return _decode(descriptor, name, decoded)
 
 
-def _of_machine() -> list[DomainSnapshot]:
+def _of_machine(decoded: _Decoded) -> list[DomainSnapshot]:
     """The domains of the machine, each with all its names, through the descriptors of the processes that have them open."""
     processes: dict[str, set[int]] = {}
     primitives: dict[str, list[PrimitiveSnapshot]] = {}
@@ -179,7 +199,7 @@ def _of_machine() -> list[DomainSnapshot]:
             arena = _machine.arena_over(fd, domain, name)
             living = (_process.pid_of(word) for word in arena.processes() if _process.is_alive(word))
             processes.setdefault(domain, set()).update(living)
-            primitives.setdefault(domain, []).extend(_primitives(arena))
+            primitives.setdefault(domain, []).extend(_primitives(arena, decoded))
     return [
         DomainSnapshot(
             domain,
@@ -192,7 +212,7 @@ def _of_machine() -> list[DomainSnapshot]:
     ]
 
 
-def _nameless() -> Iterator[DomainSnapshot]:
+def _nameless(decoded: _Decoded) -> Iterator[DomainSnapshot]:
     """Arenas without a name, each once, through the descriptors of the processes that have them open."""
     seen: set[tuple[int, int]] = set()
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
@@ -208,7 +228,7 @@ def _nameless() -> Iterator[DomainSnapshot]:
                         continue
                     seen.add((facts.st_dev, facts.st_ino))
                     if _is_ours(path):
-                        yield _decode(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+                        yield _decode(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, decoded)
 
 
 def _is_ours(path: str) -> bool:
@@ -219,7 +239,7 @@ def _is_ours(path: str) -> bool:
 # -- decoding -------------------------------------------------------------------------------------------------------------
 
 
-def _decode(descriptor: int, name: str) -> DomainSnapshot:
+def _decode(descriptor: int, name: str, decoded: _Decoded) -> DomainSnapshot:
     in_use = SYSTEM.is_byte_locked(descriptor, BYTE_IN_USE)
     domain = _names.domain_of(name)
     try:
@@ -232,10 +252,10 @@ def _decode(descriptor: int, name: str) -> DomainSnapshot:
     except SegmentError as error:
         return DomainSnapshot(domain, name, in_use, (), (), f"{error.fact}. {error.advice}")
     processes = tuple(sorted(_process.pid_of(word) for word in arena.processes() if _process.is_alive(word)))
-    return DomainSnapshot(arena.domain, name, in_use, processes, tuple(_primitives(arena)))
+    return DomainSnapshot(arena.domain, name, in_use, processes, tuple(_primitives(arena, decoded)))
 
 
-def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
+def _primitives(arena: Arena, decoded: _Decoded) -> Iterator[PrimitiveSnapshot]:
     waiters = _waiters(arena)
     ledgers = _Ledgers(arena)
     is_named = arena.domain is not None
@@ -246,10 +266,12 @@ def _primitives(arena: Arena) -> Iterator[PrimitiveSnapshot]:
         if not at.FREE_BLOCK < kind < at.EXTENSION or (is_named and name is None):
             continue
         try:
-            yield _primitive(arena, index, kind, name, _waiting(arena, index, kind, waiters), ledgers)
+            found = _primitive(arena, index, kind, name, _waiting(arena, index, kind, waiters), ledgers)
         except SegmentError:
             text = None if name is None else _names.text_of(name)
-            yield PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
+            found = PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
+        decoded.append((arena, index, found))
+        yield found
     ledgers.close()
 
 
