@@ -16,6 +16,7 @@ LEVELS: Final = {
     "spared": logging.WARNING,
     "taken away": logging.WARNING,
     "abandoned": logging.WARNING,
+    "deadlock": logging.WARNING,
     "denied": logging.WARNING,
     "refused": logging.WARNING,
     "policy refused": logging.ERROR,
@@ -76,8 +77,8 @@ class SupervisorEvent(_Report):
 
     number   counts from 1 in each supervisor
     time     seconds since the epoch
-    event    "started", "granted", "denied", "terminate", "killed", "spared", "taken away", "abandoned", "adopted", "refused",
-             "policy loaded", "policy refused", "stopped"
+    event    "started", "granted", "denied", "terminate", "killed", "spared", "taken away", "abandoned", "deadlock", "adopted",
+             "refused", "policy loaded", "policy refused", "stopped"
     reason   why, in words; the other fields are None where they don't apply
     """
 

@@ -1,7 +1,8 @@
 """The supervisor's process: one loop over a socket, a timer, and the pidfds of its clients.
 
 It sleeps until somebody says something, a client dies, or the next look is due: at the earliest deadline seen, or one shortest
-lease after the last look, whichever comes first.  So an idle one costs next to nothing, and no overrun ends unseen.
+lease after the last look, but no later than after a second, for the sake of deadlocks.  So an idle one costs next to nothing,
+and no overrun ends unseen.
 
 Nothing that a client sends is believed but what it wishes: who it is, the kernel says (``SO_PEERCRED``), and its pidfd is
 opened then and there.  A client that sends garbage, too much or too slowly loses its connection, and nobody else notices.

@@ -36,11 +36,13 @@ from typing import Final
 from .. import _layout as at
 from .. import _ledger, _machine, _process
 from .._arena import Arena
+from .._deadlock import Graph, Place, all_alive, cycles_among, has_edge, same_waits
 from .._handover import pass_on, settle
 from .._names import name_at
 from .._parking import parking_of
 from .._sys import SYSTEM, crash_points
 from ..contract import EXPIRY_SIGNAL
+from ..errors import describe_deadlock
 from .leases import NEVER, Terms, Verdict, Watched
 
 __all__ = ["Client", "Supervised", "Watch"]
@@ -51,6 +53,11 @@ log = logging.getLogger("shlock.supervisor")
 ADOPTION_TIME: Final = 10_000_000_000
 #: Exchanges with a word that somebody may be changing all the time.  What is not done then is done at the next look.
 MOST_TRIES: Final = 1000
+
+#: Nanoseconds from one look for deadlocks to the next: always, and while a holder waits for another lock.
+DEADLOCK_INTERVAL: Final = 1_000_000_000
+WHILE_HOLDERS_WAIT: Final = 50_000_000
+TOLD: Final = -1
 
 Emit = Callable[..., None]
 #: What an adopted contract may be, and its precedence, from user, group, arena, control block, the terms in the ledger, and the
@@ -185,6 +192,7 @@ class Watch:
         self._places: dict[int, Places] = {}  # by identity of the arena
         self._leases: collections.Counter[int] = collections.Counter()  # that were granted
         self._seen: set[Supervised] = set()  # of which the last look saw a hold, or the beginning or the end of one
+        self._deadlocks: dict[object, int] = {}  # when each was first seen, or TOLD
         self._emit = emit
         self.due = NEVER  # when to look again, in monotonic nanoseconds
 
@@ -203,7 +211,7 @@ class Watch:
             places = self._places[contract.arena.identity] = Places(contract.arena)
         places.add(contract)
         self._leases[contract.watched.terms.lease] += 1
-        self.due = min(self.due, SYSTEM.monotonic_ns() + contract.watched.terms.lease)
+        self.due = min(self.due, SYSTEM.monotonic_ns() + min(contract.watched.terms.lease, DEADLOCK_INTERVAL))
 
     def remove(self, client: Client, slot: int) -> None:
         """Watch a contract no more; nothing if there is none."""
@@ -251,6 +259,11 @@ class Watch:
             except Exception:  # one damaged segment, or no descriptor left, must not keep the others' locks
                 log.exception("looking at %s", contract.text)
         self._seen = {contract for contract in held if contract.watched.is_seen}
+        try:
+            if self._leases:
+                due = min(due, self._look_for_deadlocks(held))
+        except Exception:
+            log.exception("looking for deadlocks")
         self.due = due
 
     def _look_at(self, contract: Supervised) -> int:
@@ -261,6 +274,30 @@ class Watch:
         if verdict is not Verdict.NOTHING:
             self._act(contract, verdict)
         return again
+
+    def _look_for_deadlocks(self, held: list[Supervised]) -> int:
+        """Tell of the deadlocks that these holds are part of, each once; when to look again.
+
+        One that leaves the arenas of our clients' contracts is not seen.
+        """
+        now = SYSTEM.monotonic_ns()
+        suspects = {(one.arena.identity, one.block): one for one in held if has_edge(one.view, one.start)}
+        seen, self._deadlocks = self._deadlocks, {}
+        if not suspects:
+            return now + DEADLOCK_INTERVAL
+        graph = Graph(places.arena for places in self._places.values())
+        waiting = [place for place in suspects if graph.follow(place) is not None]
+        told: set[Place] = set()
+        for cycle in cycles_among(waiting, graph.follow):
+            waits = same_waits(cycle)
+            first = self._deadlocks[waits] = seen.get(waits, now)
+            if first != TOLD and now - first >= WHILE_HOLDERS_WAIT and all_alive(cycle):
+                self._deadlocks[waits] = TOLD
+                contract = next(suspects[edge.lock] for edge in cycle if edge.lock in suspects)
+                self._emit("deadlock", contract=contract, reason=describe_deadlock(graph.members(cycle)))
+            if self._deadlocks[waits] == TOLD:
+                told |= {edge.lock for edge in cycle}
+        return now + (DEADLOCK_INTERVAL if told.issuperset(waiting) else WHILE_HOLDERS_WAIT)
 
     def _expel(self, places: Places) -> None:
         """S11: a word of the machine that names nobody with a contract is forged, unless an earlier supervisor granted one."""
