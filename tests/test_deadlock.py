@@ -477,6 +477,39 @@ def test_the_edge_of_a_past_wait_is_none(domain: str) -> None:
     assert [child.result() for child in children] == [True, True]
 
 
+def test_an_edge_is_followed_only_to_the_wait_that_it_names() -> None:
+    ring = Ring(make(2))
+    ring.go(0)
+    ring.poll_on(0)
+    ring.members[0].stop()
+    words = ring.locks[0]._words
+    view, start, arena = words.view, words.block.start, words.block.arena
+    place, wanted = ((arena.identity, lock._words.block.index) for lock in ring.locks)
+    found = Graph([arena]).follow(place)
+    assert found is not None and (found.lock, found.wants, found.owner) == (place, wanted, words.owners()[0])
+    spot = at.reserved_spot(view[start + at.BLOCK_EDGE])
+    changes = [
+        (start + at.BLOCK_WORD, 1 << at.PID_SHIFT),
+        (start + at.BLOCK_KIND, at.KIND),
+        (start + at.BLOCK_EDGE, 1 << at.RESERVED_SEQUENCE_SHIFT),
+        (start + at.BLOCK_EDGE, 1 << at.RESERVED_SPOT_SHIFT),
+        (start + at.BLOCK_EDGE, 1 << 5),
+        (start + at.BLOCK_CONFIRMED, 1),
+        (arena.layout.spot(at.SPOT_STATE, spot), at.WAITING),
+        (arena.layout.spot(at.SPOT_STATE, spot), at.KEY),
+        (arena.layout.spot(at.SPOT_CLAIM, spot), 1 << at.PID_SHIFT),
+    ]
+    for index, bits in changes:
+        view[index] ^= bits
+        changed = Graph([arena]).follow(place)
+        view[index] ^= bits
+        assert changed is None, (index, bits)
+    assert Graph([arena]).follow(place) == found
+    ring.members[0].go_on()
+    ring.page[GO + 1] = 1
+    ring.members[0].kill()
+
+
 def test_a_member_that_is_stopped_before_the_cycle_closes_raises_no_alarm_and_dead_it_has_an_heir() -> None:
     ring = Ring(make(2, on_deadlock="raise"), member_1={"prepare": ignore_warnings})
     ring.go(0)
