@@ -281,7 +281,7 @@ class Wait:
         return self._deadlock(edge) if self._raises and is_member else None
 
     def _deadlock(self, mine: int) -> tuple[DeadlockMember, ...] | None:
-        graph = Graph(copy_of(_arena.living))
+        graph = Graph(arena for arena in copy_of(_arena.living) if arena.segment.is_open)
         block = self._words.block
         cycle = cycle_through((block.arena.identity, block.index), graph.follow)
         # Who holds the last lock waits for the first one, as we do.
@@ -291,4 +291,7 @@ class Wait:
         seen, self._seen = self._seen, same_waits(cycle)
         if self._seen != seen or victim_of(cycle) is not cycle[-1] or not all_alive(cycle):
             return None
-        return graph.members((cycle[-1], *cycle[:-1]))
+        try:
+            return graph.members((cycle[-1], *cycle[:-1]))
+        except ValueError:  # a supervisor in another thread has just closed a segment: at the next poll, then
+            return None

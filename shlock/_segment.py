@@ -102,6 +102,10 @@ class Segment(SharedMemory):
         return self._name
 
     @property
+    def is_open(self) -> bool:
+        return self._buf is not None
+
+    @property
     def memory(self) -> memoryview:
         """The bytes of the segment."""
         if self._buf is None:

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PATIENCE, Child, Page, eventually, is_sleeping
+from support import PATIENCE, Child, Page, eventually, files_of, is_sleeping
 
 import shlock
 from shlock import DeadlockError, DeadlockMember, _deadlock, _owned, _parking, cli, snapshot
 from shlock import _layout as at
+from shlock._arena import Arena
 from shlock._deadlock import Edge, Graph, Place, cycle_through, cycles_among
+from shlock._segment import Segment
 
 # Words of the page, one for each of up to eight members.
 HOLDS, GO, POLLS, STAY = range(0, 32, 8)
@@ -649,6 +651,15 @@ def test_a_member_that_is_interrupted_ends_the_cycle_and_the_others_go_on() -> N
 
 
 # -- the interface --------------------------------------------------------------------------------------------------------
+
+
+def test_a_segment_that_this_process_has_closed_is_not_looked_at(domain: str) -> None:
+    lock = shlock.Lock("a", domain=domain, on_deadlock="raise")
+    closed = [Arena.over(Segment.attach(files_of(domain)[0])) for _ in range(20)]
+    for arena in closed:
+        arena.segment.close()
+    with lock, pytest.raises(DeadlockError):
+        lock.acquire(timeout=1)
 
 
 def test_on_deadlock_is_one_of_two_words() -> None:
