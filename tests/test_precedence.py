@@ -18,8 +18,8 @@ from support import PATIENCE, Child, Page, eventually
 from test_enforcement import LONG, end_children, end_process, supervisor_of
 
 import shlock
-from shlock import _owned, _parking, _sys, snapshot
 from shlock import _layout as at
+from shlock import _owned, _parking, _sys, snapshot
 
 WAITERS = 16
 TURN, ROUND, COUNT, HELD, OVER = range(5)  # words of the page; the order of the grants comes behind
