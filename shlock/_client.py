@@ -48,6 +48,25 @@ _attached: weakref.WeakValueDictionary[tuple[str, str], Arena] = weakref.WeakVal
 _connecting = threading.Lock()
 
 
+class _Bell:
+    """A connection once more, to say something without waiting.  Closed when the last thread that rings lets go of it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection.dup()
+        self._socket.setblocking(False)
+
+    def ring(self, data: bytes) -> bool:
+        try:
+            self._socket.send(data, socket.MSG_NOSIGNAL)
+        except OSError:  # nobody listens, or he does not keep up
+            return False
+        return True
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            self._socket.close()
+
+
 class Connection:
     """The connection of this process to the supervisor of one domain."""
 
@@ -65,6 +84,7 @@ class Connection:
         self._connected = False  # at some time
         #: Slots whose locks are gone.  A finalizer may run anywhere, also in the middle of an exchange: it only notes them.
         self._closing: collections.deque[int] = collections.deque()
+        self.bell: _Bell | None = None  # of the present supervisor
         SYSTEM.register_membarrier()
 
     # -- contracts ----------------------------------------------------------------------------------------------------
@@ -134,7 +154,7 @@ class Connection:
         return self._used - 1
 
     def _return_slot(self, number: int) -> None:
-        for field in (_ledger.DEADLINE, _ledger.ARENA):
+        for field in (_ledger.DEADLINE, _ledger.ARENA, _ledger.THREAD):
             self.ledger.view[field + number] = 0
         self._free.append(number)
 
@@ -148,7 +168,8 @@ class Connection:
             (_ledger.LEASE, terms.lease),
             (_ledger.GRACE, terms.grace),
             (_ledger.BLOCK, block.index),
-            (_ledger.RANK, terms.rank | (_ledger.RAISES if terms.on_terminate == "raise" else 0)),
+            (_ledger.RANK, _rank_word(terms)),
+            (_ledger.THREAD, 0),
             (_ledger.ARENA, block.arena.identity),
         ):
             self.ledger.view[field + grant.number] = value
@@ -170,6 +191,7 @@ class Connection:
                 "grace": terms.grace,
                 "rank": terms.rank,
                 "raise": terms.on_terminate == "raise",
+                "inherit": terms.inherit,
             },
             block,
         )
@@ -182,10 +204,15 @@ class Connection:
                 terms.on_terminate,
                 str(answer["rule"]),
                 class_ if (class_ := answer.get("precedence")) in CLASSES else "user",
+                terms.inherit and bool(answer.get("inherits")),
+                str(answer.get("no_inheritance", "the supervisor is of an older version"))
+                if terms.inherit and not answer.get("inherits")
+                else None,
             )
             grant.precedence = precedence_of(grant.contract.precedence, terms.rank)
             if grant.precedence and block.arena.words.is_writable:
                 block.mark_ranked()
+            grant.rings = grant.contract.inherits
             grant.refusal = None
         else:
             grant.refusal = ContractDenied(describe(block), str(answer.get("reason")), str(answer.get("rule")))
@@ -216,6 +243,14 @@ class Connection:
                     self._disconnect(connection)
                 if SYSTEM.monotonic() > deadline:
                     raise
+
+    def ring(self, message: dict[str, Any]) -> bool:
+        """Say something that needs no answer; whether it was said.  Does not block and does not raise.
+
+        It takes no lock: another thread may be waiting for its answer.  A message is one packet, and nothing comes back.
+        """
+        bell = self.bell
+        return bell is not None and bell.ring(_messages.encode(message))
 
     def _show(self, connection: socket.socket, arena: Arena) -> None:
         """Give the supervisor a descriptor of the segment: one through which it may write, also where we do not."""
@@ -255,6 +290,7 @@ class Connection:
             _messages.peer(connection)[0],
         )
         self._socket = connection
+        self.bell = _Bell(connection)
         self._arenas.clear()
         for grant in list(self.grants.values()):
             try:
@@ -266,7 +302,7 @@ class Connection:
 
     def _disconnect(self, connection: socket.socket) -> None:
         if self._socket is connection:
-            self._socket = None
+            self._socket = self.bell = None
         connection.close()
 
     def _watch(self) -> None:
@@ -303,7 +339,13 @@ class Connection:
             grant.close_seat()
         if self._socket is not None:
             self._socket.close()
+        self.bell = None
         self.ledger.close()
+
+
+def _rank_word(terms: Terms) -> int:
+    raises = _ledger.RAISES if terms.on_terminate == "raise" else 0
+    return terms.rank | raises | (_ledger.INHERITS if terms.inherit else 0)
 
 
 def _has_ended(connection: socket.socket, within: int = 0) -> bool:

@@ -4,7 +4,7 @@ A lock that is opened with ``lease=`` belongs to a contract, which the superviso
 needs nobody: it writes its deadline into its own ledger after it got the lock, and clears it before it releases.  The
 supervisor watches from outside.
 
-    E0  the seat: one thread of this process at a time from here to X3.  DEADLINE is 0
+    E0  the seat: one thread of this process at a time from here to X3.  DEADLINE is 0.  THREAD := us, if it inherits
     E1  acquire W, as ever
     E2  DEADLINE := now + lease                                              plain store
     E3  w = W, plain load.  ours with TAKEN: CAS(w -> w without TAKEN), failed: E3.  not ours any more: DEADLINE := 0, E1 again
@@ -137,6 +137,14 @@ def make_leased_path(
 
         return enter
 
+    def make_slow_enter(as_lease: bool) -> Callable[..., Any]:
+        """``enter`` under a contract that inherits: the supervisor has to know which thread holds the lock, and who waits."""
+
+        def enter(block: bool = True, timeout: float | None = None) -> Any:
+            return enter_slowly(block, timeout, as_lease)
+
+        return enter
+
     def enter_slowly(block: bool, timeout: float | None, as_lease: bool) -> Any:
         lease = take(acquire_plain, block, timeout, 3)
         return lease if as_lease else lease is not None
@@ -149,15 +157,18 @@ def make_leased_path(
             grant: Grant = words.grant
             if grant.is_away:
                 grant = renew(words)
+            go_in = announced(grant, acquire_word) if grant.terms.inherit else acquire_word
             if grant.seat == get_ident():
                 # The thread has it already: deeper into an RLock, or into the deadlock that a Lock makes of it.
-                return grant.lease if acquire_word(block, timeout) else None
+                return grant.lease if go_in(block, timeout) else None
             try:
                 if not grant.wait_for_seat(block, until):  # E0
                     if grant.is_away:
                         continue
                     return None
-                while acquire_word(block, timeout if until is None else max(0.0, (until - clock()) / 1e9)):  # E1
+                if grant.terms.inherit:
+                    grant.note_thread()
+                while go_in(block, timeout if until is None else max(0.0, (until - clock()) / 1e9)):  # E1
                     grant.view[grant.deadline] = ends = clock() + grant.lease_ns  # E2
                     if view[place] == grant.word or is_ours(grant):  # E3
                         view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
@@ -171,6 +182,17 @@ def make_leased_path(
             except BaseException:
                 undo(grant)
                 raise
+
+    def announced(grant: Grant, acquire_word: Callable[..., bool]) -> Callable[..., bool]:
+        """An acquire after which the supervisor is told that we wait no more, if it was told that we do."""
+
+        def acquire(block: bool, timeout: float | None) -> bool:
+            try:
+                return acquire_word(block, timeout)
+            finally:
+                grant.settle_wait()
+
+        return acquire
 
     def is_ours(grant: Grant) -> bool:
         """E3, when W is not just our name: with flags, TAKEN among them, or another's."""
@@ -218,8 +240,12 @@ def make_leased_path(
         finally:
             if grant.left:
                 grant.view[grant.deadline] = grant.left = 0
+            if grant.terms.inherit:
+                grant.view[_ledger.THREAD + grant.number] = 0
             grant.seat = AWAY if grant.is_away else FREE  # X3, and no call before it
             grant.open_gate()
+            if grant.rings:
+                grant.tell_if_lifted()
         if interruption is not None:
             raise interruption
 
@@ -284,6 +310,15 @@ def make_leased_path(
             )
         release_plain()  # raises what there is to be raised
 
+    if words.grant.terms.inherit:
+        return LeasedPath(
+            acquire=make_slow_enter(False),
+            release=release_slowly,
+            enter=make_slow_enter(True),
+            exit=lambda kind=None, value=None, traceback=None: leave(leave_plain),
+            take=take,
+            leave=leave,
+        )
     return LeasedPath(
         acquire=make_enter(False),
         release=make_exit(release_slowly),

@@ -13,8 +13,14 @@ One slot for each contract, an array for each field, so that one slice tells whi
     GRACE      ns                                                                            by the client
     ARENA      identity of the arena of the control block; 0 = free                          by the client
     BLOCK      index of the control block                                                    by the client
-    RANK       rank, and 1 << 32 for LeaseExpired in the main thread at the deadline         by the client
+    RANK       rank, 1 << 32 for LeaseExpired in the main thread at the deadline, INHERITS   by the client
     SITE       128 bytes of text: where in its program it took the lock, if asked for        by the client
+    THREAD     number of the thread that has the seat, under a contract that inherits        by the client
+
+and two tables for priority inheritance (``supervisor/inheritance.py``)::
+
+    WAITS      a word for each thread that waits under such a contract: thread, slot + 1     by the client
+    LIFTS      8 words for each thread that is lifted: LIFT_*                                by the supervisor
 
 A slot belongs to one contract of one process; DEADLINE is written by the thread that holds the lock.  The ledger outlives every
 supervisor: what the next one has to know of a contract stands here.
@@ -37,11 +43,15 @@ __all__ = [
     "BLOCK",
     "DEADLINE",
     "GRACE",
+    "INHERITS",
     "LEASE",
+    "LIFTS",
     "NAME",
     "RANK",
     "SLOTS",
     "TERMINATE",
+    "THREAD",
+    "WAITS",
     "Ledger",
     "ledger_of",
     "slots_of",
@@ -55,9 +65,19 @@ FIELDS: Final = 7
 DEADLINE, TERMINATE, LEASE, GRACE, ARENA, BLOCK, RANK = (HEADER + field * SLOTS for field in range(FIELDS))
 LEFT: Final = 1  # in DEADLINE
 RAISES: Final = 1 << 32  # in RANK
+INHERITS: Final = 1 << 40
 SITE_BYTES: Final = 128
 SITES: Final = (HEADER + FIELDS * SLOTS) * WORD  # bytes
-SIZE: Final = -(-(SITES + SLOTS * SITE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+THREAD: Final = (SITES + SLOTS * SITE_BYTES) // WORD
+WAITS: Final = THREAD + SLOTS
+MOST_WAITS: Final = 64  # threads of one process; who waits beside them lifts nobody
+WAIT_SLOT_SHIFT: Final = 32
+LIFTS: Final = WAITS + MOST_WAITS
+MOST_LIFTS: Final = 64
+LIFT_WORDS: Final = 8
+#: Of a lift: the thread (0 = no lift) and its start time; priorities: its own, the one that it was given, and the next one.
+LIFT_THREAD, LIFT_BIRTH, LIFT_OWN, LIFT_GIVEN, LIFT_NEXT = range(5)
+SIZE: Final = -(-(LIFTS + MOST_LIFTS * LIFT_WORDS) * WORD // mmap.PAGESIZE) * mmap.PAGESIZE
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 NAME: Final = "shlock-ledger"
 #: Of a process: a ledger is made early, and there is one for each domain.

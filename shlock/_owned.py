@@ -433,6 +433,9 @@ class OwnerWaiter:
                         return True
                 elif self._relies_on_another(spot) or self.mark.compare_exchange(place[1], w, w | at.PARKED):
                     break
+        grant = words.grant
+        if grant is not None and grant.rings:
+            grant.announce_wait()
         return False
 
     def _relies_on_another(self, spot: Spot) -> bool:

@@ -65,6 +65,12 @@ def _read_of_process(pid: int, name: str) -> bytes | None:
         return None
 
 
+def _number_in(limits: list[bytes], hard: bool) -> int:
+    """The soft or hard limit of a line of /proc/PID/limits; 0 if it is not there."""
+    text = limits[hard] if len(limits) == 2 else b"0"
+    return int(text) if text.isdigit() else 1 << 32
+
+
 class Account(NamedTuple):
     """The users of a process, and its effective group."""
 
@@ -159,6 +165,39 @@ class System:
         """Be scheduled before ordinary processes, as far as this process may."""
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, SUPERVISOR_NICE)
+
+    def scheduling(self, thread: int) -> tuple[int, int, int]:
+        """How a thread is scheduled: policy and its flag, real-time priority, nice value.  ProcessLookupError."""
+        policy, priority = os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority
+        return policy, priority, os.getpriority(os.PRIO_PROCESS, thread)
+
+    def set_scheduling(self, thread: int, policy: int, priority: int, nice: int) -> None:
+        """Have a thread scheduled so; in two steps.  PermissionError, ProcessLookupError: after either."""
+        if (os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority) != (policy, priority):
+            os.sched_setscheduler(thread, policy, os.sched_param(priority))
+        if os.getpriority(os.PRIO_PROCESS, thread) != nice:
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
+
+    def thread_birth(self, pid: int, thread: int) -> int | None:
+        """Start time of a thread of a process in clock ticks since boot; None if the process has no such thread."""
+        text = _read_of_process(pid, f"task/{thread}/stat")
+        return None if text is None else int(text[text.rindex(b")") + 2 :].split()[19])
+
+    def has_capability(self, number: int) -> bool:
+        """Whether this process has a capability in force."""
+        text = _read_of_process(self.getpid(), "status") or b""
+        return bool(int(text.split(b"\nCapEff:")[1].split()[0], 16) >> number & 1)
+
+    def priority_limits(self, pid: int, *, hard: bool) -> tuple[int, int]:
+        """How far a process may be raised without privilege: the highest real-time priority, and the lowest nice value.
+
+        ``hard``: how far it could see to that itself.  prlimit would need more privilege where it is another user's.
+        """
+        text = _read_of_process(pid, "limits") or b""
+        highest, nice = (
+            _number_in(text.partition(name)[2].split()[:2], hard) for name in (b"Max realtime priority", b"Max nice priority")
+        )
+        return min(99, highest), max(-20, 20 - nice)
 
     def timer(self) -> int:
         """A descriptor that is readable when the time of ``set_timer`` has come, to the microsecond."""

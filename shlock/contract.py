@@ -114,6 +114,7 @@ class Terms:
     operations: tuple[str, ...] = ("acquire",)
     on_terminate: OnTerminate = "flag"
     record_site: bool = False
+    inherit: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class Contract:
     on_terminate  "flag": ``lease.terminate_requested``; "raise": also LeaseExpired in the main thread
     rule          which rule of the policy allowed it
     precedence    the class that this rule gives: "kernel" goes before every "user"
+    inherits      priority inheritance: while a thread with a better scheduling priority waits, the supervisor lifts the holder
+    no_inheritance  why it does not, although it was asked to; else None
     """
 
     operations: frozenset[str]
@@ -135,6 +138,8 @@ class Contract:
     on_terminate: OnTerminate
     rule: str
     precedence: str = "user"
+    inherits: bool = False
+    no_inheritance: str | None = None
 
 
 CLASSES: Final = ("user", "kernel")
@@ -152,6 +157,7 @@ class Grant:
     __slots__ = (
         "__weakref__",
         "_words",
+        "announced",
         "connection",
         "contract",
         "deadline",
@@ -168,6 +174,7 @@ class Grant:
         "process",
         "record_site",
         "refusal",
+        "rings",
         "seat",
         "terms",
         "text",
@@ -203,6 +210,9 @@ class Grant:
         self.precedence = terms.rank  # until the answer says which class it is of
         self.refusal: ContractDenied | None = None
         self.contract: Contract | None = None
+        #: Whether the supervisor wants to know who waits; and the doorbell at which each thread that waits has told it.
+        self.rings = False
+        self.announced: dict[int, object] = {}
 
     def close_seat(self) -> None:
         """No thread takes the seat any more: in a forked child, or when the policy took the contract back."""
@@ -229,13 +239,18 @@ class Grant:
                 now = SYSTEM.monotonic_ns()
                 if self.is_away or not block or (until is not None and now >= until):
                     return False
+                if self.rings:
+                    self.announce_wait()
                 # Who leaves the seat opens a gate; who came between our test and his look is found by looking again.
                 gate.acquire(timeout=0.01 if until is None else min(0.01, (until - now) / 1e9))
         finally:
             self.gates.remove(gate)
+            self.settle_wait()
 
     def leave_seat(self) -> None:
         """X3."""
+        if self.terms.inherit:
+            self.view[_ledger.THREAD + self.number] = 0
         self.seat = AWAY if self.is_away else FREE
         self.open_gate()
 
@@ -246,6 +261,55 @@ class Grant:
                 self.gates[0].release()
         else:
             self.odd = self.record_site or self.is_away or bool(self.left)
+
+    # -- the doorbell: what the supervisor should look at before its next look is due --
+
+    def note_thread(self) -> None:
+        """After E0: who will hold the lock."""
+        self.view[_ledger.THREAD + self.number] = threading.get_native_id()
+
+    def announce_wait(self) -> None:
+        """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one."""
+        if self.process is not _process.current:
+            return
+        thread = threading.get_native_id()
+        bell = self.connection.bell
+        if bell is not None and self.announced.get(thread) is bell:
+            return
+        if thread not in self.announced:
+            self.announced[thread] = None
+            if self.terms.inherit:
+                self._write_wait(thread)
+        if self.connection.ring({"op": "waiting", "slot": self.number}):
+            self.announced[thread] = bell
+
+    def _write_wait(self, thread: int) -> None:
+        word, words = thread | self.number + 1 << _ledger.WAIT_SLOT_SHIFT, self.ledger.words
+        for place in range(_ledger.WAITS, _ledger.WAITS + _ledger.MOST_WAITS):
+            if not self.view[place] and words.compare_exchange(place, 0, word):
+                return
+
+    def settle_wait(self) -> None:
+        """The calling thread got in or gave up.  Finished although signal handlers raise."""
+        if self.announced and self.process is _process.current:
+            _process.to_the_end(self._settle_wait)
+
+    def _settle_wait(self) -> None:
+        thread = threading.get_native_id()
+        if thread not in self.announced:
+            return
+        word = thread | self.number + 1 << _ledger.WAIT_SLOT_SHIFT
+        for index, found in enumerate(self.view[_ledger.WAITS : _ledger.WAITS + _ledger.MOST_WAITS].tolist()):
+            if found == word:
+                self.view[_ledger.WAITS + index] = 0
+        self.connection.ring({"op": "settled", "slot": self.number})
+        self.announced.pop(thread, None)
+
+    def tell_if_lifted(self) -> None:
+        """After X3: the supervisor may put back the priority of a thread that it lifted."""
+        end = _ledger.LIFTS + _ledger.MOST_LIFTS * _ledger.LIFT_WORDS
+        if self.rings and any(self.view[_ledger.LIFTS : end : _ledger.LIFT_WORDS].tolist()):
+            self.connection.ring({"op": "settled", "slot": self.number})
 
     @property
     def words(self) -> OwnedWords | None:

@@ -218,6 +218,7 @@ def terms_for(
     on_terminate: OnTerminate,
     record_site: bool,
     usual: tuple[str, ...] = ("acquire",),
+    inherit: bool = False,
 ) -> Terms | None:
     """What to ask the supervisor for, checked as far as no policy is needed; None without a lease.
 
@@ -230,6 +231,7 @@ def terms_for(
             ("operations", tuple(operations) != usual),
             ("on_terminate", on_terminate != "flag"),
             ("record_site", record_site),
+            ("inherit", inherit),
         ):
             if is_given:
                 raise ValueError(f"{name}= needs lease=: without a lease there is no contract")
@@ -237,7 +239,8 @@ def terms_for(
     if on_terminate not in ("flag", "raise"):
         raise ValueError(f'on_terminate must be "flag" or "raise", not {on_terminate!r}')
     check_request(operations=operations, lease=lease, grace=grace or 0.0, rank=rank)
-    return Terms(round(lease * 1e9), round((grace or 0.0) * 1e9), rank, tuple(sorted(operations)), on_terminate, record_site)
+    nanoseconds = round(lease * 1e9), round((grace or 0.0) * 1e9)
+    return Terms(*nanoseconds, rank, tuple(sorted(operations)), on_terminate, record_site, inherit)
 
 
 def owned_words(block: Block, places: list[int]) -> OwnedWords:
@@ -320,6 +323,8 @@ class Lock(_Owned):
     operations    what the contract is asked for.  Without "acquire" the lock can only be looked at
     on_terminate  "flag": the call to leave is ``lease.terminate_requested``; "raise": also LeaseExpired in the main thread
     record_site   note the line of the program at each acquire, for ``shlock why``; costs a microsecond
+    inherit       priority inheritance: while a thread waits that is scheduled before the holder, the supervisor lifts the
+                  holder to its priority (``contract.inherits``, or why not).  Of those who ask for it; costs microseconds
 
     Uncontended, acquire and release are one compare-exchange each and no system call.  Safe to use in signal handlers as
     far as a lock that is not recursive can be, and across fork: a child is never the owner of what its parent holds.
@@ -347,12 +352,13 @@ class Lock(_Owned):
         operations: Collection[str] = ("acquire",),
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        inherit: bool = False,
         ctx: Any = None,
     ) -> None:
         if on_deadlock not in ("wait", "raise"):
             raise ValueError(f'on_deadlock must be "wait" or "raise", not {on_deadlock!r}')
         self._on_deadlock = on_deadlock
-        self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site)
+        self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, inherit=inherit)
         terms = self._terms or Terms(0)
         declaration = Declaration(self._kind, policy=policy_number(on_abandoned), lease=terms.lease, grace=terms.grace)
         self._open(declaration, name, domain)

@@ -334,8 +334,10 @@ def test_reports_are_values_and_read_as_sentences() -> None:
         "rank": 0,
         "rule": "r",
         "holds": False,
+        "inherits": True,
     }
-    assert ContractReport.from_dict(contract).as_dict() == {**contract, "token": None, "remaining": None, "site": None}
+    missing = {"token": None, "remaining": None, "site": None, "lifted": None}
+    assert ContractReport.from_dict(contract).as_dict() == {**contract, **missing}
 
 
 def test_events_are_shown_as_lines_and_as_json(domain: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,8 @@ LEVELS: Final = {
     "deadlock": logging.WARNING,
     "denied": logging.WARNING,
     "refused": logging.WARNING,
+    "not lifted": logging.WARNING,
+    "not restored": logging.WARNING,
     "policy refused": logging.ERROR,
 }
 
@@ -54,6 +56,8 @@ class ContractReport(_Report):
     rule           which rule of the policy allowed it; "adopted" until its process has presented it to this supervisor
     holds          whether the process is inside; only then ``token``, ``remaining`` (seconds; negative when the lease is
                    over) and ``site`` (file:line, if the process records that) are not None
+    inherits       priority inheritance
+    lifted         from which scheduling priority to which its holder is lifted just now, or None
     """
 
     lock: str | None
@@ -69,6 +73,8 @@ class ContractReport(_Report):
     token: int | None
     remaining: float | None
     site: str | None
+    inherits: bool = False
+    lifted: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,7 @@ class SupervisorEvent(_Report):
     number   counts from 1 in each supervisor
     time     seconds since the epoch
     event    "started", "granted", "denied", "terminate", "killed", "spared", "taken away", "abandoned", "deadlock", "adopted",
-             "refused", "policy loaded", "policy refused", "stopped"
+             "refused", "lifted", "not lifted", "restored", "not restored", "policy loaded", "policy refused", "stopped"
     reason   why, in words; the other fields are None where they don't apply
     """
 

@@ -41,6 +41,7 @@ from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
 from ..errors import SegmentError, SupervisorError
+from .inheritance import Inheritance
 from .leases import NEVER, Terms
 from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
@@ -101,6 +102,7 @@ class Server:
                 domain, "only root can supervise a domain of the machine", "A domain of your own has no '/' at its beginning."
             )
         self.watch = Watch(self.emit, self._adopted_terms, self._adopt)
+        self.inheritance = Inheritance(self.watch, self.emit)
         self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=MOST_EVENTS)
         self._event_number = 0
         self._sessions: dict[socket.socket, Session] = {}
@@ -143,9 +145,8 @@ class Server:
         """Serve until ``stop``, or, with ``linger``, until nobody has used it for so long."""
         try:
             while not self._stop:
-                if SYSTEM.monotonic_ns() >= self.watch.due:
-                    self.watch.look()
-                due = self.watch.due
+                self._look_if_due()
+                due = min(self.watch.due, self.inheritance.due)
                 if self._paused_until:
                     if SYSTEM.monotonic_ns() >= self._paused_until:
                         self._accept_again()
@@ -163,8 +164,7 @@ class Server:
                     SYSTEM.set_timer(self._timer, due)
                 for key, _ in self._selector.select(longest_sleep):
                     self._handle(key.data)
-                    if SYSTEM.monotonic_ns() >= self.watch.due:  # however much there is to be heard
-                        self.watch.look()
+                    self._look_if_due()  # however much there is to be heard
                 while self._requests:
                     self._requests.popleft()()
                 if on_turn is not None:
@@ -172,6 +172,13 @@ class Server:
         finally:
             self.emit("stopped", pid=os.getpid(), reason="asked to" if self._stop else "nobody uses it")
             self._close_all()
+
+    def _look_if_due(self) -> None:
+        now = SYSTEM.monotonic_ns()
+        if now >= self.watch.due:
+            self.watch.look()
+        if now >= self.inheritance.due:
+            self.inheritance.look()
 
     def _handle(self, handler: Callable[[], None]) -> None:
         """Whatever goes wrong with one client is not the others' matter."""
@@ -249,6 +256,7 @@ class Server:
     def _close_all(self) -> None:
         self._ended = True
         self._listener.close()
+        self.inheritance.restore_all()
         for session in list(self._sessions.values()):
             self._drop(session)
         for client in list(self.watch.clients.values()):
@@ -370,6 +378,7 @@ class Server:
 
     def _forget(self, client: Client) -> None:
         self._selector.unregister(client.pidfd)
+        self.inheritance.forget(client)
         del self.watch.clients[client.word]
         self.watch.forget(client)
 
@@ -463,6 +472,9 @@ class Server:
                 session.arenas.pop(contract.arena.identity, None)
                 self._release([contract.arena])
             return {"ok": True}
+        if operation in ("waiting", "settled"):  # without an answer
+            self._hear_doorbell(session, message)
+            return None
         if operation == "who":
             return {"ok": True, "pid": os.getpid(), "domain": self.domain}
         if operation == "contracts":
@@ -484,6 +496,12 @@ class Server:
             return {"ok": True, "holders": self.end_hold(name, at_once=operation == "kill")}
         raise _Refused("no such operation")
 
+    def _hear_doorbell(self, session: Session, message: dict[str, Any]) -> None:
+        """A thread of a client waits for a lock, or does so no more: what that changes is due now."""
+        contract = _client_of(session).contracts.get(_number(message, "slot", _ledger.SLOTS - 1))
+        if contract is not None and contract.inherits:
+            self.inheritance.look_soon()
+
     def _hello(self, session: Session, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         if message.get("version") != 1:
             raise _Refused("another version of shlock: end its processes first")
@@ -502,6 +520,7 @@ class Server:
         client = session.client = Client(session.word, session.pidfd, ledger, session.user)
         self.watch.clients[client.word] = client
         self._selector.register(client.pidfd, selectors.EVENT_READ, lambda: self._bury(client))
+        self.inheritance.adopt(client)
         return {"ok": True, "pid": os.getpid()}
 
     def _check_account(self, session: Session) -> None:
@@ -515,6 +534,7 @@ class Server:
             return  # forgotten since this event was seen: its connection and its process ended in one turn
         self._selector.unregister(client.pidfd)
         arenas = [contract.arena for contract in client.contracts.values()]
+        self.inheritance.forget(client)
         self.watch.bury(client)
         self._release(arenas)
         for session in [session for session in self._sessions.values() if session.client is client]:
@@ -567,11 +587,14 @@ class Server:
             self.emit("denied", pid=session.pid, lock=name, block=block, reason=decision.reason, rule=decision.decider)
             return {"ok": False, "reason": decision.reason, "rule": decision.rule}
         lease, grace, rank = wishes.lease, wishes.grace, wishes.rank
+        wants_inheritance = message.get("inherit") is True
+        no_inheritance = self.inheritance.why_not(session.pid) if wants_inheritance else None
         if crash_points:
             crash_points[0]("S-G1 decided, not added")
         contract = Supervised(
             client, slot, arena, block, Terms(lease, grace), name=name, rank=rank, raises=bool(message.get("raise")),
             rule=decision.rule, precedence=precedence_of(decision.precedence, rank), adopted_at=SYSTEM.monotonic_ns(),
+            inherits=wants_inheritance and no_inheritance is None,
         )  # fmt: skip
         self.watch.add(contract)
         if contract.owns() and contract.view[contract.place] & at.TAKEN:
@@ -579,7 +602,10 @@ class Server:
         if crash_points:
             crash_points[0]("S-G2 added, not answered")
         self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
-        return {"ok": True, "rule": decision.rule, "precedence": decision.precedence}
+        answer = {"ok": True, "rule": decision.rule, "precedence": decision.precedence, "inherits": contract.inherits}
+        if contract.inherits:
+            self.inheritance.look_soon()  # it may be waiting already
+        return answer if no_inheritance is None else {**answer, "no_inheritance": no_inheritance}
 
     def _decide(self, user: int, accounts: _Accounts, name: str | None, wishes: _Wishes, held: int) -> Decision:
         """What the policy says of a user's wishes."""
@@ -717,6 +743,7 @@ class Server:
         for contract in self.watch.all():
             inside = contract.owns() and contract.deadline > _ledger.LEFT
             terms = contract.watched.terms
+            lift = self.inheritance.lift_of(contract) if contract.inherits and contract.owns() else None
             found.append(
                 {
                     "lock": contract.name,
@@ -732,6 +759,8 @@ class Server:
                     "token": contract.token if inside else None,
                     "remaining": (contract.deadline - now) / 1e9 if inside else None,
                     "site": contract.client.ledger.site(contract.slot) if inside else None,
+                    "inherits": contract.inherits,
+                    "lifted": None if lift is None else f"from {lift.own} to {lift.scheduled_as}",
                 }
             )
         return found
@@ -808,6 +837,7 @@ class Server:
             if is_new:
                 self._selector.register(client.pidfd, selectors.EVENT_READ, lambda client=client: self._bury(client))
                 self.emit("adopted", pid=client.pid, reason=f"{len(client.contracts)} contracts in its ledger")
+                self.inheritance.adopt(client)
             for contract in client.contracts.values():
                 if contract.owns() and contract.view[contract.place] & at.TAKEN:
                     self.watch.settle(contract)

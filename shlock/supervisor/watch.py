@@ -94,6 +94,7 @@ class Supervised:
         "block",
         "client",
         "granted_at",
+        "inherits",
         "name",
         "place",
         "precedence",
@@ -108,7 +109,7 @@ class Supervised:
 
     def __init__(
         self, client: Client, slot: int, arena: Arena, block: int, terms: Terms, *,
-        name: str | None, rank: int, raises: bool, rule: str, precedence: int, adopted_at: int,
+        name: str | None, rank: int, raises: bool, rule: str, precedence: int, adopted_at: int, inherits: bool = False,
     ) -> None:  # fmt: skip
         self.client = client
         self.slot = slot
@@ -119,6 +120,7 @@ class Supervised:
         self.precedence = precedence  # class and rank as one number
         self.raises = raises
         self.rule = rule
+        self.inherits = inherits
         self.start = arena.layout.block(block)
         self.place = self.start + at.BLOCK_WORD
         self.view = arena.words.view
@@ -135,6 +137,11 @@ class Supervised:
     @property
     def deadline(self) -> int:
         return self.client.ledger.view[_ledger.DEADLINE + self.slot]
+
+    @property
+    def thread(self) -> int:
+        """Of its process, which holds the lock or is on its way in; 0 = none, or it does not inherit."""
+        return self.client.ledger.view[_ledger.THREAD + self.slot] & (1 << at.PID_BITS) - 1
 
     @property
     def token(self) -> int:
@@ -234,6 +241,14 @@ class Watch:
 
     def count(self, user: int) -> int:
         return sum(len(client.contracts) for client in self.clients.values() if client.user == user)
+
+    def holder_of(self, contract: Supervised) -> Supervised | None:
+        """The contract of who has the lock of this one, or for whom it is reserved; None if nobody with a contract has it."""
+        arena, w = contract.arena, contract.view[contract.place]
+        if at.is_reservation(w):
+            spot = at.reserved_spot(w)
+            w = arena.words.load(arena.layout.spot(at.SPOT_CLAIM, spot)) if 0 <= spot < arena.layout.spots else 0
+        return self._places[arena.identity].holders.get(contract.block, {}).get(w & at.OWNER)
 
     def all(self) -> list[Supervised]:
         return [contract for client in self.clients.values() for contract in client.contracts.values()]
@@ -515,6 +530,7 @@ class Watch:
                     Supervised(
                         client, slot, arena, block, terms, name=name_of(arena, block), rank=rank & 0xFFFFFFFF,
                         raises=bool(rank & _ledger.RAISES), rule="adopted", precedence=precedence, adopted_at=now,
+                        inherits=bool(rank & _ledger.INHERITS),
                     )
                 )  # fmt: skip
         return client

@@ -1,0 +1,778 @@
+"""Priority inheritance: who gets what, against an oracle; and real processes, which are lifted and put back, whatever dies.
+
+What a process is scheduled as, the kernel is asked; no time is measured.  The supervisor is a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import encodings.ascii
+import encodings.idna  # noqa: F401 - an unprivileged user may not read where Python is
+import grp  # noqa: F401
+import os
+import pwd  # noqa: F401
+import random
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import PATIENCE, Child, DieAtLabel, Page, clean, end_children, eventually, is_sleeping
+from test_enforcement import end_process, events, nobody_starts_a_supervisor, supervisor_of
+
+import shlock
+from shlock import _ledger, _sys, snapshot
+from shlock._sys import SYSTEM
+from shlock.errors import SupervisorError
+from shlock.supervisor.inheritance import Priority, inherited
+from shlock.supervisor.server import Server
+
+LONG = 60.0
+FIFO, RR, OTHER, BATCH, IDLE = os.SCHED_FIFO, os.SCHED_RR, os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE
+RESET = os.SCHED_RESET_ON_FORK
+USER = 61005
+"""A user with no other processes."""
+
+# Words of the page.
+INSIDE, GO, READY, IN, SPINNING, LATE, THREAD, OVER, BACK, PAUSE, PROGRESS = range(11)
+PAUSED = 16  # one for each process
+
+
+# -- who gets what --------------------------------------------------------------------------------------------------------
+
+priorities = st.one_of(
+    st.builds(Priority, st.sampled_from([FIFO, RR, FIFO | RESET]), st.integers(1, 99), st.integers(-20, 19)),
+    st.builds(Priority, st.sampled_from([OTHER, BATCH, IDLE, OTHER | RESET]), st.just(0), st.integers(-20, 19)),
+)
+threads = st.integers(0, 7)
+
+
+def best_of_those_that_wait(
+    own: dict[int, Priority], waits: list[tuple[int, int]], thread: int, seen: frozenset[int] = frozenset()
+) -> tuple[int, int]:
+    """The best rank among a thread and all that wait for it, by trying every path."""
+    behind = [waiter for waiter, holder in waits if holder == thread and waiter in own and waiter not in seen | {thread}]
+    return max([own[thread].rank, *(best_of_those_that_wait(own, waits, waiter, seen | {thread}) for waiter in behind)])
+
+
+@given(st.dictionaries(threads, priorities), st.lists(st.tuples(threads, threads), max_size=10))
+def test_everybody_gets_the_best_of_those_that_wait_for_it(own: dict[int, Priority], waits: list[tuple[int, int]]) -> None:
+    sources = inherited(own, waits)
+    for thread, priority in own.items():
+        best = best_of_those_that_wait(own, waits, thread)
+        assert (thread in sources) == (best > priority.rank)
+        if thread in sources:
+            assert own[sources[thread]].rank == best
+            assert priority.lifted_to(own[sources[thread]], reset_on_fork=True).rank == best
+
+
+@given(priorities)
+def test_a_priority_survives_the_ledger(priority: Priority) -> None:
+    assert Priority.from_word(priority.to_word()) == priority
+
+
+@given(st.integers(0, (1 << 64) - 1))
+def test_what_no_thread_can_be_given_is_not_believed_of_a_ledger(word: int) -> None:
+    found = Priority.from_word(word)
+    assert found is None or (-20 <= found.nice <= 19 and 0 <= found.realtime <= 99 and found.can_be_lifted)
+
+
+def test_real_time_is_better_than_any_nice_value_and_idle_the_last() -> None:
+    order = [(IDLE, 0, -20), (OTHER, 0, 19), (BATCH, 0, 0), (OTHER, 0, -20), (FIFO, 1, 19), (RR, 50, 0), (6, 0, 0)]
+    ranks = [Priority(*one).rank for one in order]
+    assert ranks == sorted(ranks)
+    assert Priority(FIFO, 7, 0).rank == Priority(RR, 7, 5).rank
+
+
+def test_who_is_lifted_keeps_its_nice_value_under_real_time_and_its_real_time_policy() -> None:
+    assert Priority(OTHER, 0, 5).lifted_to(Priority(RR, 9, 0), reset_on_fork=False) == Priority(RR, 9, 5)
+    assert Priority(RR, 3, 5).lifted_to(Priority(FIFO, 9, 0), reset_on_fork=True) == Priority(RR | RESET, 9, 5)
+    assert Priority(BATCH, 0, 5).lifted_to(Priority(OTHER, 0, -3), reset_on_fork=False) == Priority(BATCH, 0, -3)
+    assert Priority(IDLE, 0, 5).lifted_to(Priority(BATCH, 0, 7), reset_on_fork=False) == Priority(OTHER, 0, 7)
+    assert Priority(OTHER, 0, 5).lifted_to(Priority(6, 0, 0), reset_on_fork=False) == Priority(FIFO, 99, 5)
+
+
+# -- processes ------------------------------------------------------------------------------------------------------------
+
+
+def _why_not() -> str | None:
+    """Why real processes can't be lifted here, or None."""
+    before = SYSTEM.scheduling(0)
+    try:
+        SYSTEM.set_scheduling(0, FIFO | RESET, 1, before[2])
+        SYSTEM.set_scheduling(0, *before)
+    except OSError as error:
+        return f"this user may not use SCHED_FIFO: {error.strerror}"
+    return None
+
+
+_reason = _why_not()
+privileged = pytest.mark.skipif(_reason is not None, reason=_reason or "")
+soak = [pytest.mark.soak, pytest.mark.patience(3600)]
+
+
+@pytest.fixture
+def domain(domain: str) -> Iterator[str]:
+    """As everywhere; the supervisor that was started for it ends with the test."""
+    yield domain
+    end_children()
+    pid = supervisor_of(domain)
+    if pid is not None:
+        end_process(pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def page() -> Page:
+    return Page(256)
+
+
+def told(domain: str, *kinds: str) -> list[str]:
+    """The events of some kinds, by name, of the present supervisor."""
+    found = [event for kind in kinds for event in events(domain, kind)]
+    return [event["event"] for event in sorted(found, key=lambda event: event["number"])]
+
+
+def serve(domain: str, label: str | None = None) -> None:
+    """Be the supervisor; with a label, die there."""
+    if label is not None:
+        _sys.crash_points[:] = [DieAtLabel(label, 1).label]
+    Server(domain).run()
+
+
+def start_server(domain: str, label: str | None = None) -> Child:
+    server = Child(serve, domain, label)
+    eventually(lambda: supervisor_of(domain) == server.pid or not server.is_alive(), "the supervisor listens")
+    return server
+
+
+def lock_of(domain: str, name: str = "lock", **options: Any) -> Any:
+    return shlock.Lock(name, domain=domain, on_abandoned="ignore", lease=LONG, **{"inherit": True, **options})
+
+
+def become(policy: int, realtime: int, nice: int) -> None:
+    SYSTEM.set_scheduling(0, policy, realtime, nice)
+
+
+def scheduled(pid: int) -> tuple[int, int, int]:
+    return SYSTEM.scheduling(pid)
+
+
+def hold(
+    domain: str, page: Page, own: tuple[int, int, int] = (OTHER, 0, 0), name: str = "lock", go: int = GO
+) -> tuple[int, int, int]:
+    """Be inside until told to go; how we are scheduled afterwards, once that is as before or nobody restores it."""
+    lock = lock_of(domain, name)
+    become(*own)
+    with lock:
+        page[INSIDE] = os.getpid()
+        eventually(lambda: page[go])
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: scheduled(0) == own)
+    return scheduled(0)
+
+
+def wait(domain: str, page: Page, own: tuple[int, int, int], timeout: float | None = None, name: str = "lock") -> bool:
+    """Wait for the lock with that priority."""
+    lock = lock_of(domain, name)
+    become(*own)
+    got = bool(lock.acquire(timeout=timeout))
+    page[IN] += got
+    if got:
+        lock.release()
+    return got
+
+
+def start_holder(domain: str, page: Page, own: tuple[int, int, int] = (OTHER, 0, 0)) -> Child:
+    holder = Child(hold, domain, page, own)
+    eventually(lambda: page[INSIDE] or not holder.is_alive())
+    return holder
+
+
+def is_lifted_to(child: Child, policy: int, realtime: int, nice: int) -> bool:
+    return scheduled(child.pid) == (policy | RESET, realtime, nice)
+
+
+@privileged
+@pytest.mark.parametrize(
+    ("own", "waiters", "lifted"),
+    [
+        ((OTHER, 0, 0), (FIFO, 10, 0), (FIFO, 10, 0)),
+        ((OTHER, 0, 7), (RR, 10, 0), (RR, 10, 7)),
+        ((FIFO, 3, 0), (FIFO, 10, 0), (FIFO, 10, 0)),
+        ((RR | RESET, 3, 2), (FIFO, 10, 0), (RR, 10, 2)),
+        ((OTHER, 0, 15), (OTHER, 0, 4), (OTHER, 0, 4)),
+        ((BATCH, 0, 15), (OTHER, 0, -4), (BATCH, 0, -4)),
+        ((IDLE, 0, 0), (OTHER, 0, 5), (OTHER, 0, 5)),
+    ],
+)
+def test_a_holder_is_lifted_to_its_waiter_and_put_back(
+    own: tuple[int, int, int], waiters: tuple[int, int, int], lifted: tuple[int, int, int], domain: str, page: Page
+) -> None:
+    holder = start_holder(domain, page, own)
+    waiter = Child(wait, domain, page, waiters)
+    eventually(lambda: is_lifted_to(holder, *lifted), "the holder is lifted")
+    page[GO] = 1
+    assert holder.result() == own
+    assert waiter.result()
+    assert told(domain, "lifted", "restored", "not lifted") == ["lifted", "restored"]
+
+
+@privileged
+def test_who_is_as_good_as_its_waiter_is_not_lifted(domain: str, page: Page) -> None:
+    holder = start_holder(domain, page, (FIFO, 10, 0))
+    waiters = [Child(wait, domain, page, own) for own in ((FIFO, 10, 0), (RR, 9, 0), (OTHER, 0, -20))]
+    eventually(lambda: all(is_sleeping(waiter.pid) for waiter in waiters))
+    eventually(lambda: len(lock_of(domain, inherit=True).waiters) == 3)
+    page[GO] = 1
+    holder.result()
+    for waiter in waiters:
+        waiter.result()
+    assert not [event for event in events(domain, "lifted") if event["pid"] == holder.pid]
+
+
+@privileged
+def test_the_best_waiter_counts_and_the_next_one_when_it_gives_up_or_dies(domain: str, page: Page) -> None:
+    holder = start_holder(domain, page)
+    low = Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    high = Child(wait, domain, page, (FIFO, 20, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 20, 0))
+    high.kill()
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0), "the next best")
+    high = Child(wait, domain, page, (FIFO, 30, 0), 0.3)
+    eventually(lambda: is_lifted_to(holder, FIFO, 30, 0))
+    assert not high.result()
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0), "the next best")
+    low.kill()
+    eventually(lambda: scheduled(holder.pid) == (OTHER, 0, 0), "its own")
+    page[GO] = 1
+    assert holder.result() == (OTHER, 0, 0)
+
+
+@privileged
+def test_a_waiter_whose_priority_is_changed_while_it_waits_takes_the_holder_with_it(domain: str, page: Page) -> None:
+    holder = start_holder(domain, page)
+    waiter = Child(wait, domain, page, (OTHER, 0, 0))
+    eventually(lambda: lock_of(domain).waiters)
+    SYSTEM.set_scheduling(waiter.pid, FIFO, 5, 0)
+    eventually(lambda: is_lifted_to(holder, FIFO, 5, 0))
+    SYSTEM.set_scheduling(waiter.pid, OTHER, 0, 0)
+    eventually(lambda: scheduled(holder.pid) == (OTHER, 0, 0))
+    page[GO] = 1
+    holder.result()
+    waiter.result()
+
+
+def hold_and_wait(domain: str, page: Page, name: str, other: str) -> None:
+    lock, wanted = lock_of(domain, name), lock_of(domain, other)
+    with lock:
+        page[INSIDE] += 1
+        with wanted:
+            pass
+
+
+@privileged
+def test_a_lift_goes_on_to_whom_the_holder_itself_waits_for(domain: str, page: Page) -> None:
+    last = start_holder(domain, page)
+    page[INSIDE] = 0
+    links = []
+    for number, (name, other) in enumerate((("b", "lock"), ("c", "b"), ("d", "c")), 1):
+        links.append(Child(hold_and_wait, domain, page, name, other))
+        eventually(lambda number=number: page[INSIDE] == number)
+    waiter = Child(wait, domain, page, (FIFO, 42, 0), None, "d")
+    for child in (last, *links):
+        eventually(lambda child=child: is_lifted_to(child, FIFO, 42, 0))
+    links[1].kill()
+    for child in (last, links[0]):
+        eventually(lambda child=child: scheduled(child.pid) == (OTHER, 0, 0), "the chain is broken")
+    assert is_lifted_to(links[2], FIFO, 42, 0) or waiter.result()
+    page[GO] = 1
+    assert last.result() == (OTHER, 0, 0)
+    for child in (links[0], links[2]):
+        child.result()
+    assert waiter.result()
+
+
+@privileged
+def test_the_next_holder_is_lifted_in_its_turn(domain: str, page: Page) -> None:
+    first = start_holder(domain, page)
+    second = Child(hold, domain, page, (OTHER, 0, 0), "lock", OVER)
+    eventually(lambda: len(lock_of(domain).waiters) == 1)
+    high = Child(wait, domain, page, (FIFO, 9, 0))
+    eventually(lambda: is_lifted_to(first, FIFO, 9, 0))
+    high.stop()  # so that the second one gets in before it
+    page[GO] = 1
+    assert first.result() == (OTHER, 0, 0)
+    eventually(lambda: page[INSIDE] == second.pid)
+    eventually(lambda: is_lifted_to(second, FIFO, 9, 0))
+    high.go_on()
+    page[OVER] = 1
+    assert second.result() == (OTHER, 0, 0)
+    assert high.result()
+
+
+@privileged
+def test_a_nice_value_that_the_holder_gets_meanwhile_is_kept(domain: str, page: Page) -> None:
+    holder = start_holder(domain, page)
+    waiter = Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    os.setpriority(os.PRIO_PROCESS, holder.pid, 5)
+    page[GO] = 1
+    waiter.result()
+    eventually(lambda: scheduled(holder.pid) == (OTHER, 0, 5))
+    holder.kill()
+
+
+@privileged
+def test_a_policy_that_the_holder_sets_itself_is_kept(domain: str, page: Page) -> None:
+    holder = start_holder(domain, page)
+    waiter = Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    SYSTEM.set_scheduling(holder.pid, RR, 33, 0)
+    page[GO] = 1
+    waiter.result()
+    eventually(lambda: events(domain, "restored"))
+    assert scheduled(holder.pid) == (RR, 33, 0)
+    holder.kill()
+
+
+@privileged
+def test_children_of_a_lifted_holder_are_not_lifted(domain: str, page: Page) -> None:
+    def hold_and_fork() -> tuple[int, int, int]:
+        with lock_of(domain):
+            page[INSIDE] = 1
+            eventually(lambda: page[GO])
+            found: tuple[int, int, int] = Child(lambda: scheduled(0)).result()
+            return found
+
+    holder = Child(hold_and_fork)
+    eventually(lambda: page[INSIDE])
+    Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    page[GO] = 1
+    assert holder.result() == (OTHER, 0, 0)
+
+
+@privileged
+def test_a_thread_that_waits_for_another_thread_of_its_process_lifts_it(domain: str) -> None:
+    child = Child(lambda: hold_while_a_thread_waits(lock_of(domain)))
+    assert child.result() == ((FIFO | RESET, 5, 0), (OTHER, 0, 0))
+
+
+@privileged
+def test_a_thread_that_is_not_the_first_one_of_its_process_is_lifted_alone(domain: str, page: Page) -> None:
+    def hold_in_a_thread() -> None:
+        lock = lock_of(domain)
+
+        def low() -> None:
+            with lock:
+                page[THREAD] = threading.get_native_id()
+                eventually(lambda: page[GO])
+            eventually(lambda: page[OVER])
+
+        thread = threading.Thread(target=low)
+        thread.start()
+        thread.join()
+
+    holder = Child(hold_in_a_thread)
+    eventually(lambda: page[THREAD])
+    waiter = Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: scheduled(page[THREAD]) == (FIFO | RESET, 10, 0))
+    assert scheduled(holder.pid) == (OTHER, 0, 0)
+    page[GO] = 1
+    eventually(lambda: scheduled(page[THREAD]) == (OTHER, 0, 0))
+    page[OVER] = 1
+    holder.result()
+    waiter.result()
+
+
+@privileged
+def test_without_inherit_on_either_side_nobody_is_lifted(domain: str, page: Page) -> None:
+    def hold_plainly() -> None:
+        with lock_of(domain, inherit=False):
+            page[INSIDE] = 1
+            eventually(lambda: page[GO])
+
+    def wait_plainly() -> None:
+        lock = lock_of(domain, inherit=False)
+        become(FIFO, 20, 0)
+        with lock:
+            pass
+
+    holder = Child(hold_plainly)
+    eventually(lambda: page[INSIDE])
+    high = Child(wait, domain, page, (FIFO, 20, 0))
+    eventually(lambda: lock_of(domain).waiters)
+    page[GO] = 1
+    holder.result()
+    high.result()
+    page[GO] = page[INSIDE] = 0
+    other = start_holder(domain, page)
+    plain = Child(wait_plainly)
+    eventually(lambda: lock_of(domain).waiters)
+    page[GO] = 1
+    other.result()
+    plain.result()
+    assert told(domain, "lifted", "not lifted") == []
+
+
+# -- claims ---------------------------------------------------------------------------------------------------------------
+
+
+def hold_as(domain: str, page: Page, thread: int) -> None:
+    """Hold the lock and say that another thread does."""
+    with (lock := lock_of(domain)):
+        grant = lock._words.grant
+        grant.view[_ledger.THREAD + grant.number] = thread
+        page[INSIDE] = 1
+        eventually(lambda: page[OVER])
+
+
+def wait_as(domain: str, thread: int) -> None:
+    """Wait for the lock and say that another thread does."""
+    lock = lock_of(domain)
+    grant = lock._words.grant
+    grant.view[_ledger.WAITS] = thread | grant.number + 1 << _ledger.WAIT_SLOT_SHIFT
+    assert grant.connection.ring({"op": "waiting", "slot": grant.number})
+    with lock:
+        pass
+
+
+@privileged
+@pytest.mark.parametrize("side", ["holder", "waiter"])
+def test_a_thread_of_another_process_is_neither_lifted_nor_counted(side: str, domain: str, page: Page) -> None:
+    victim = Child(lambda: eventually(lambda: page[LATE]))
+    if side == "holder":
+        Child(hold_as, domain, page, victim.pid)
+        eventually(lambda: page[INSIDE])
+        Child(wait, domain, page, (FIFO, 10, 0))
+    else:
+        SYSTEM.set_scheduling(victim.pid, FIFO, 10, 0)
+        page[GO] = 0
+        start_holder(domain, page)
+        Child(wait_as, domain, victim.pid)
+    eventually(lambda: lock_of(domain).waiters)
+    before = scheduled(victim.pid)
+    honest = Child(hold, domain, page, (OTHER, 0, 0), "another", OVER)
+    eventually(lambda: page[INSIDE] == honest.pid)
+    Child(wait, domain, page, (FIFO, 11, 0), None, "another")
+    eventually(lambda: is_lifted_to(honest, FIFO, 11, 0), "a look that has seen both")
+    assert scheduled(victim.pid) == before
+    assert told(domain, "lifted", "not lifted") == ["lifted"]
+
+
+# -- on one core ----------------------------------------------------------------------------------------------------------
+
+
+def invert(domain: str, page: Page, inherit: bool) -> None:
+    """Low holds, high waits, medium spins, all on one core, under SCHED_FIFO; medium ends when high is in, or when it has spun
+    for half a second.  So nothing but an inherited priority lets low go on before that.
+    """
+    core = max(os.sched_getaffinity(0))
+
+    def low() -> None:
+        lock = lock_of(domain, inherit=inherit)
+        os.sched_setaffinity(0, {core})
+        become(FIFO, 10, 0)
+        with lock:
+            page[INSIDE] = 1
+            eventually(lambda: page[GO])
+
+    def medium() -> None:
+        os.sched_setaffinity(0, {core})
+        become(FIFO, 20, 0)
+        page[SPINNING] = 1
+        end = time.monotonic() + 0.5
+        while not page[IN] and time.monotonic() < end:
+            pass
+        page[LATE] = not page[IN]
+
+    def high() -> None:
+        lock = lock_of(domain, inherit=inherit)
+        os.sched_setaffinity(0, {core})
+        become(FIFO, 30, 0)
+        assert lock.acquire(timeout=PATIENCE)
+        page[IN] = 1
+        lock.release()
+
+    children = [Child(low)]
+    eventually(lambda: page[INSIDE])
+    children.append(Child(high))
+    eventually(lambda: lock_of(domain).waiters)
+    children.append(Child(medium))
+    eventually(lambda: page[SPINNING])
+    page[GO] = 1
+    for child in children:
+        child.result()
+
+
+@privileged
+@pytest.mark.parametrize("inherit", [True, False])
+def test_who_waits_on_one_core_passes_medium_only_with_inheritance(inherit: bool, domain: str, page: Page) -> None:
+    invert(domain, page, inherit)
+    assert page[IN] == 1
+    assert page[LATE] == (not inherit)
+
+
+# -- without privilege ----------------------------------------------------------------------------------------------------
+
+
+def as_user(function: Callable[[], Any], realtime: int) -> Child:
+    """Run something as an unprivileged user that may use so high a real-time priority."""
+
+    def run() -> Any:
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (realtime, realtime))
+        resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+        os.setgroups([])
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+        return function()
+
+    return Child(run)
+
+
+def contract_of(domain: str) -> tuple[bool, str | None]:
+    with shlock.Supervisor(domain):
+        contract = lock_of(domain).contract
+    clean(domain)
+    return contract.inherits, contract.no_inheritance
+
+
+@privileged
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_contract_says_so_if_the_supervisor_may_not_lift(domain: str) -> None:
+    inherits, reason = as_user(lambda: contract_of(domain), 0).result()
+    assert not inherits
+    assert "may not raise priorities: it has no CAP_SYS_NICE" in reason
+
+
+@privileged
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_limits_of_the_process_are_privilege_enough(domain: str) -> None:
+    if not Child(may_raise_limits).result():
+        pytest.skip("this root may not raise resource limits (CAP_SYS_RESOURCE)")
+    assert as_user(lambda: contract_of(domain), 5).result() == (True, None)
+    assert as_user(lambda: lifted_by_itself(domain), 5).result() == ((FIFO, 5, 0), (OTHER, 0, 0))
+
+
+def may_raise_limits() -> bool:
+    try:
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (5, 5))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def lifted_by_itself(domain: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """As what a holder was scheduled while another thread of its process waited, and afterwards."""
+    with shlock.Supervisor(domain):
+        found = hold_while_a_thread_waits(lock_of(domain))
+    clean(domain)
+    return found
+
+
+def hold_while_a_thread_waits(lock: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    def high() -> None:
+        become(FIFO, 5, 0)
+        with lock:
+            pass
+
+    with lock:
+        thread = threading.Thread(target=high)
+        thread.start()
+        eventually(lambda: scheduled(0)[1] == 5)
+        meanwhile = scheduled(0)
+    thread.join()
+    eventually(lambda: scheduled(0)[1] == 0)
+    return meanwhile, scheduled(0)
+
+
+def test_inherit_needs_a_lease() -> None:
+    with pytest.raises(ValueError, match="inherit= needs lease="):
+        shlock.Lock("x", inherit=True)
+
+
+# -- what dies ------------------------------------------------------------------------------------------------------------
+
+
+@privileged
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "S-I1 before the record",
+        "S-I2 record written",
+        "S-I3 lifted",
+        "S-I4 GIVEN written",
+        "S-I5 changed to another",
+        "S-I6 restored",
+    ],
+)
+def test_the_next_supervisor_puts_back_what_the_dead_one_lifted(label: str, is_over: bool, domain: str, page: Page) -> None:
+    server = start_server(domain, label)
+    own = (BATCH, 0, 3)
+    holder = start_holder(domain, page, own)
+    with nobody_starts_a_supervisor(domain):
+        waiter = Child(wait, domain, page, (FIFO, 10, 0))
+        if label.startswith("S-I5"):
+            eventually(lambda: is_lifted_to(holder, FIFO, 10, 3))
+            better = Child(wait, domain, page, (FIFO, 20, 0))
+        elif label.startswith("S-I6"):
+            eventually(lambda: is_lifted_to(holder, FIFO, 10, 3))
+            waiter.kill()
+            waiter = None
+        assert server.wait() == -signal.SIGKILL
+        if is_over:
+            for child in (waiter, better if label.startswith("S-I5") else None):
+                if child is not None:
+                    child.kill()
+        start_server(domain)
+    if not is_over and waiter is not None:
+        lifted = 20 if label.startswith("S-I5") else 10
+        eventually(lambda: is_lifted_to(holder, FIFO, lifted, 3), "the next one goes on lifting")
+    else:
+        eventually(lambda: scheduled(holder.pid) == own, "the next one puts it back")
+    page[GO] = 1
+    assert holder.result() == own
+
+
+@privileged
+def test_the_next_supervisor_lifts_for_who_waits_already(domain: str, page: Page) -> None:
+    server = start_server(domain)
+    holder = start_holder(domain, page)
+    with nobody_starts_a_supervisor(domain):
+        server.kill()
+        waiter = Child(wait_when_granted, domain, page)
+        second = start_server(domain)
+        eventually(lambda: page[READY])
+        second.kill()
+        page[BACK] = 1
+        eventually(lambda: lock_waits(domain))
+        start_server(domain)
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    page[GO] = 1
+    holder.result()
+    waiter.result()
+
+
+def wait_when_granted(domain: str, page: Page) -> None:
+    lock = lock_of(domain)
+    become(FIFO, 10, 0)
+    page[READY] = 1
+    eventually(lambda: page[BACK])
+    with lock:
+        pass
+
+
+def lock_waits(domain: str) -> bool:
+    """Whether somebody waits, seen without a contract."""
+    return any(primitive.waiters for seen in snapshot.domains() if seen.domain == domain for primitive in seen.primitives)
+
+
+@privileged
+def test_the_lock_goes_on_while_the_supervisor_hears_nothing(domain: str, page: Page) -> None:
+    def take_in_turn() -> None:
+        lock = lock_of(domain)
+        page[READY] += 1
+        eventually(lambda: page[GO])
+        for _ in range(200):
+            with lock:
+                page[IN] += 1
+
+    server = start_server(domain)
+    children = [Child(take_in_turn)]
+    eventually(lambda: page[READY] == 1)
+    children.append(Child(take_in_turn))
+    eventually(lambda: page[READY] == 2)
+    server.stop()
+    page[GO] = 1
+    for child in children:
+        child.result()
+    assert page[IN] == 400
+    server.kill()
+
+
+@privileged
+def test_a_supervisor_that_ends_puts_everybody_back(domain: str, page: Page) -> None:
+    def serve_until(page: Page) -> None:
+        with shlock.Supervisor(domain):
+            page[READY] = 1
+            eventually(lambda: page[OVER])
+
+    server = Child(serve_until, page)
+    eventually(lambda: page[READY])
+    holder = start_holder(domain, page)
+    Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    with nobody_starts_a_supervisor(domain):
+        page[OVER] = 1
+        server.result()
+        assert scheduled(holder.pid) == (OTHER, 0, 0)
+
+
+# -- at random ------------------------------------------------------------------------------------------------------------
+
+NAMES = ("a", "b", "c")
+OWN = [(OTHER, 0, 0), (OTHER, 0, 9), (BATCH, 0, 4), (RR, 4, 0), (FIFO, 12, 3), (FIFO | RESET, 30, 0)]
+
+
+def live(domain: str, page: Page, seat: int, seed: int) -> None:
+    """Take locks, one inside another in the order of their names, hold them for a while or give up; pause when told to."""
+    chance = random.Random(seed)
+    locks = [lock_of(domain, name) for name in NAMES]
+    become(*OWN[seat])
+    while not page[OVER]:
+        if pause := page[PAUSE]:
+            page[PAUSED + seat] = pause
+            eventually(lambda pause=pause: page[PAUSE] != pause, patience=2 * PATIENCE)
+            continue
+        wanted = [lock for lock in locks if chance.random() < 0.5]
+        with contextlib.ExitStack() as held:
+            for lock in wanted:
+                if not lock.acquire(timeout=chance.choice((0.0, 0.005, 0.05, 0.2))):
+                    break
+                held.callback(lock.release)
+            time.sleep(chance.random() * 0.01)  # all of them spinning under SCHED_FIFO would keep the others out for seconds
+        page[PROGRESS] += 1
+
+
+@privileged
+@pytest.mark.parametrize("runs", [15, pytest.param(1000, marks=soak)])
+def test_priorities_are_put_back_exactly_whoever_dies(runs: int, domain: str, page: Page) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    seats = range(len(OWN))
+    children = [Child(live, domain, page, seat, chance.randrange(1 << 30)) for seat in seats]
+    dead = {"a process": 0, "the supervisor": 0}
+    lifted = 0
+    for run in range(1, runs + 1):
+        goal = page[PROGRESS] + chance.randrange(1, 20)
+        eventually(lambda goal=goal: page[PROGRESS] >= goal)
+        victims = chance.choice((("a process",), ("the supervisor",), ("a process", "the supervisor"), ("a process",) * 2))
+        for victim in victims:
+            dead[victim] += 1
+            if victim == "a process":
+                chance.choice(children).kill()
+            elif (pid := supervisor_of(domain)) is not None:
+                end_process(pid, signal.SIGKILL)
+        page[PAUSE] = run
+        living = [seat for seat in seats if children[seat].is_alive()]
+        eventually(lambda run=run, living=living: all(page[PAUSED + seat] == run for seat in living), "everybody is out")
+        for seat in living:
+            eventually(lambda seat=seat: scheduled(children[seat].pid) == OWN[seat], f"run {run}: {OWN[seat]} is put back")
+        with contextlib.suppress(SupervisorError):  # the next one is not there yet
+            lifted += len(events(domain, "lifted"))
+        for seat in set(seats).difference(living):
+            children[seat] = Child(live, domain, page, seat, chance.randrange(1 << 30))
+        page[PAUSE] = 0
+    page[OVER] = 1
+    for child in children:
+        child.result()
+    print(f"{dead}; {lifted} lifts or more")
+    assert lifted > runs / 10
