@@ -23,11 +23,13 @@ class Enforcer:
     pid      None: none is running
     answers  within a moment
     rule     which rule of its policy allowed the holder's contract, if it said so
+    lifted   from which scheduling priority to which it has lifted the holder, if it has
     """
 
     pid: int | None = None
     answers: bool = False
     rule: str | None = None
+    lifted: str | None = None
 
 
 def explain(primitive: PrimitiveSnapshot, domain: str, enforcer: Enforcer, now: float) -> Iterator[str]:
@@ -93,6 +95,8 @@ def _lease(lease: LeaseSnapshot, enforcer: Enforcer, *, is_held: bool) -> Iterat
         yield f"Its lease ends in {_duration(lease.remaining)}; if it is inside then, it is {then}."
     else:
         yield f"Its lease is over by {_duration(-lease.remaining)}."
+    if enforcer.lifted is not None:
+        yield f"It is lifted {_printable(enforcer.lifted)}, because a thread waits that is scheduled so (priority inheritance)."
     if enforcer.pid is None:
         yield "No supervisor runs in this domain: deadlines are not enforced until one does."
     elif not enforcer.answers:

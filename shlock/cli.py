@@ -255,8 +255,10 @@ def _enforcer(domain: str, primitive: PrimitiveSnapshot) -> Enforcer:
         answer = ask(domain, {"op": "contracts", "from": 0, "name": primitive.name}, timeout=_PATIENCE)
     except SupervisorError:
         return Enforcer(pid)
-    rules = [str(c.get("rule")) for c in answer["contracts"] if c.get("pid") == primitive.owner.pid]
-    return Enforcer(pid, True, rules[0] if rules else None)
+    for contract in answer["contracts"]:
+        if contract.get("pid") == primitive.owner.pid:
+            return Enforcer(pid, True, str(contract.get("rule")), contract.get("lifted"))
+    return Enforcer(pid, True)
 
 
 def _supervise(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,15 @@ def test_producer_and_consumer_loses_no_message_though_consumers_are_killed() ->
         "a consumer ended with -9 after message 600",
         "a consumer ended with 0 after message 1000",
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="SCHED_FIFO needs root")
+def test_mars_pathfinder_waits_for_medium_only_without_inheritance() -> None:
+    done = run(EXAMPLES / "mars_pathfinder.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    alone, inverted, inherited = (int(found) for found in re.findall(r": high waits (\d+) ms\n", done.stdout))
+    assert inverted >= 10 * alone
+    assert inherited <= 1.5 * alone
 
 
 def test_four_roles_answers_every_datagram() -> None:

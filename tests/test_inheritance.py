@@ -26,7 +26,7 @@ from support import PATIENCE, Child, DieAtLabel, Page, clean, end_children, even
 from test_enforcement import end_process, events, nobody_starts_a_supervisor, supervisor_of
 
 import shlock
-from shlock import _ledger, _sys, snapshot
+from shlock import _client, _ledger, _sys, cli, snapshot
 from shlock._sys import SYSTEM
 from shlock.errors import SupervisorError
 from shlock.supervisor.inheritance import Priority, inherited
@@ -190,6 +190,7 @@ def wait(domain: str, page: Page, own: tuple[int, int, int], timeout: float | No
 def start_holder(domain: str, page: Page, own: tuple[int, int, int] = (OTHER, 0, 0)) -> Child:
     holder = Child(hold, domain, page, own)
     eventually(lambda: page[INSIDE] or not holder.is_alive())
+    assert page[INSIDE], holder.result()
     return holder
 
 
@@ -220,6 +221,18 @@ def test_a_holder_is_lifted_to_its_waiter_and_put_back(
     assert holder.result() == own
     assert waiter.result()
     assert told(domain, "lifted", "restored", "not lifted") == ["lifted", "restored"]
+
+
+@privileged
+def test_why_and_contracts_show_a_lift(domain: str, page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    holder = start_holder(domain, page)
+    Child(wait, domain, page, (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    assert cli.main(["why", "lock", "--domain", domain]) == 0
+    assert "It is lifted from nice 0 to SCHED_FIFO 10, because" in capsys.readouterr().out
+    found = _client.ask(domain, {"op": "contracts", "from": 0})["contracts"]
+    assert {contract["pid"]: contract["lifted"] for contract in found}[holder.pid] == "from nice 0 to SCHED_FIFO 10"
+    assert all(contract["inherits"] for contract in found)
 
 
 @privileged
