@@ -28,7 +28,6 @@ from test_enforcement import end_process, events, nobody_starts_a_supervisor, su
 import shlock
 from shlock import _client, _ledger, _sys, cli, snapshot
 from shlock._sys import SYSTEM
-from shlock.errors import SupervisorError
 from shlock.supervisor.inheritance import Priority, inherited
 from shlock.supervisor.server import Server
 
@@ -127,6 +126,17 @@ def domain(domain: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def server(domain: str) -> Iterator[Child]:
+    """The supervisor of the domain, forked: a program that clients start takes seconds on a busy machine."""
+    with nobody_starts_a_supervisor(domain):
+        yield start_server(domain)
+        end_children()
+
+
+served = pytest.mark.usefixtures("server")
+
+
+@pytest.fixture
 def page() -> Page:
     return Page(256)
 
@@ -199,6 +209,7 @@ def is_lifted_to(child: Child, policy: int, realtime: int, nice: int) -> bool:
 
 
 @privileged
+@served
 @pytest.mark.parametrize(
     ("own", "waiters", "lifted"),
     [
@@ -224,6 +235,7 @@ def test_a_holder_is_lifted_to_its_waiter_and_put_back(
 
 
 @privileged
+@served
 def test_why_and_contracts_show_a_lift(domain: str, page: Page, capsys: pytest.CaptureFixture[str]) -> None:
     holder = start_holder(domain, page)
     Child(wait, domain, page, (FIFO, 10, 0))
@@ -236,6 +248,7 @@ def test_why_and_contracts_show_a_lift(domain: str, page: Page, capsys: pytest.C
 
 
 @privileged
+@served
 def test_who_is_as_good_as_its_waiter_is_not_lifted(domain: str, page: Page) -> None:
     holder = start_holder(domain, page, (FIFO, 10, 0))
     waiters = [Child(wait, domain, page, own) for own in ((FIFO, 10, 0), (RR, 9, 0), (OTHER, 0, -20))]
@@ -249,6 +262,7 @@ def test_who_is_as_good_as_its_waiter_is_not_lifted(domain: str, page: Page) -> 
 
 
 @privileged
+@served
 def test_the_best_waiter_counts_and_the_next_one_when_it_gives_up_or_dies(domain: str, page: Page) -> None:
     holder = start_holder(domain, page)
     low = Child(wait, domain, page, (FIFO, 10, 0))
@@ -268,6 +282,7 @@ def test_the_best_waiter_counts_and_the_next_one_when_it_gives_up_or_dies(domain
 
 
 @privileged
+@served
 def test_a_waiter_whose_priority_is_changed_while_it_waits_takes_the_holder_with_it(domain: str, page: Page) -> None:
     holder = start_holder(domain, page)
     waiter = Child(wait, domain, page, (OTHER, 0, 0))
@@ -290,6 +305,7 @@ def hold_and_wait(domain: str, page: Page, name: str, other: str) -> None:
 
 
 @privileged
+@served
 def test_a_lift_goes_on_to_whom_the_holder_itself_waits_for(domain: str, page: Page) -> None:
     last = start_holder(domain, page)
     page[INSIDE] = 0
@@ -312,6 +328,7 @@ def test_a_lift_goes_on_to_whom_the_holder_itself_waits_for(domain: str, page: P
 
 
 @privileged
+@served
 def test_the_next_holder_is_lifted_in_its_turn(domain: str, page: Page) -> None:
     first = start_holder(domain, page)
     second = Child(hold, domain, page, (OTHER, 0, 0), "lock", OVER)
@@ -330,6 +347,7 @@ def test_the_next_holder_is_lifted_in_its_turn(domain: str, page: Page) -> None:
 
 
 @privileged
+@served
 def test_a_nice_value_that_the_holder_gets_meanwhile_is_kept(domain: str, page: Page) -> None:
     holder = start_holder(domain, page)
     waiter = Child(wait, domain, page, (FIFO, 10, 0))
@@ -342,6 +360,7 @@ def test_a_nice_value_that_the_holder_gets_meanwhile_is_kept(domain: str, page: 
 
 
 @privileged
+@served
 def test_a_policy_that_the_holder_sets_itself_is_kept(domain: str, page: Page) -> None:
     holder = start_holder(domain, page)
     waiter = Child(wait, domain, page, (FIFO, 10, 0))
@@ -355,6 +374,7 @@ def test_a_policy_that_the_holder_sets_itself_is_kept(domain: str, page: Page) -
 
 
 @privileged
+@served
 def test_children_of_a_lifted_holder_are_not_lifted(domain: str, page: Page) -> None:
     def hold_and_fork() -> tuple[int, int, int]:
         with lock_of(domain):
@@ -372,12 +392,14 @@ def test_children_of_a_lifted_holder_are_not_lifted(domain: str, page: Page) -> 
 
 
 @privileged
+@served
 def test_a_thread_that_waits_for_another_thread_of_its_process_lifts_it(domain: str) -> None:
     child = Child(lambda: hold_while_a_thread_waits(lock_of(domain)))
     assert child.result() == ((FIFO | RESET, 5, 0), (OTHER, 0, 0))
 
 
 @privileged
+@served
 def test_a_thread_that_is_not_the_first_one_of_its_process_is_lifted_alone(domain: str, page: Page) -> None:
     def hold_in_a_thread() -> None:
         lock = lock_of(domain)
@@ -405,6 +427,7 @@ def test_a_thread_that_is_not_the_first_one_of_its_process_is_lifted_alone(domai
 
 
 @privileged
+@served
 def test_without_inherit_on_either_side_nobody_is_lifted(domain: str, page: Page) -> None:
     def hold_plainly() -> None:
         with lock_of(domain, inherit=False):
@@ -457,6 +480,7 @@ def wait_as(domain: str, thread: int) -> None:
 
 
 @privileged
+@served
 @pytest.mark.parametrize("side", ["holder", "waiter"])
 def test_a_thread_of_another_process_is_neither_lifted_nor_counted(side: str, domain: str, page: Page) -> None:
     victim = Child(lambda: eventually(lambda: page[LATE]))
@@ -525,6 +549,7 @@ def invert(domain: str, page: Page, inherit: bool) -> None:
 
 
 @privileged
+@served
 @pytest.mark.parametrize("inherit", [True, False])
 def test_who_waits_on_one_core_passes_medium_only_with_inheritance(inherit: bool, domain: str, page: Page) -> None:
     invert(domain, page, inherit)
@@ -761,31 +786,37 @@ def test_priorities_are_put_back_exactly_whoever_dies(runs: int, domain: str, pa
     print(f"seed {seed}")
     chance = random.Random(seed)
     seats = range(len(OWN))
-    children = [Child(live, domain, page, seat, chance.randrange(1 << 30)) for seat in seats]
     dead = {"a process": 0, "the supervisor": 0}
     lifted = 0
-    for run in range(1, runs + 1):
-        goal = page[PROGRESS] + chance.randrange(1, 20)
-        eventually(lambda goal=goal: page[PROGRESS] >= goal)
-        victims = chance.choice((("a process",), ("the supervisor",), ("a process", "the supervisor"), ("a process",) * 2))
-        for victim in victims:
-            dead[victim] += 1
-            if victim == "a process":
-                chance.choice(children).kill()
-            elif (pid := supervisor_of(domain)) is not None:
-                end_process(pid, signal.SIGKILL)
-        page[PAUSE] = run
-        living = [seat for seat in seats if children[seat].is_alive()]
-        eventually(lambda run=run, living=living: all(page[PAUSED + seat] == run for seat in living), "everybody is out")
-        for seat in living:
-            eventually(lambda seat=seat: scheduled(children[seat].pid) == OWN[seat], f"run {run}: {OWN[seat]} is put back")
-        with contextlib.suppress(SupervisorError):  # the next one is not there yet
+    with nobody_starts_a_supervisor(domain):
+        server = start_server(domain)
+        children = [Child(live, domain, page, seat, chance.randrange(1 << 30)) for seat in seats]
+        for run in range(1, runs + 1):
+            goal = page[PROGRESS] + chance.randrange(1, 20)
+            eventually(lambda goal=goal: page[PROGRESS] >= goal)
             lifted += len(events(domain, "lifted"))
-        for seat in set(seats).difference(living):
-            children[seat] = Child(live, domain, page, seat, chance.randrange(1 << 30))
-        page[PAUSE] = 0
-    page[OVER] = 1
-    for child in children:
-        child.result()
-    print(f"{dead}; {lifted} lifts or more")
+            victims = chance.choice((("a process",), ("the supervisor",), ("a process", "the supervisor"), ("a process",) * 2))
+            for victim in victims:
+                dead[victim] += 1
+                if victim == "a process":
+                    chance.choice(children).kill()
+                else:
+                    server.kill()
+            if "the supervisor" in victims:
+                server = start_server(domain)
+            page[PAUSE] = run
+            living = [seat for seat in seats if children[seat].is_alive()]
+            for seat in living:
+                child = children[seat]
+                eventually(lambda child=child, seat=seat, run=run: page[PAUSED + seat] == run or not child.is_alive())
+                assert child.is_alive(), child.result()
+            for seat in living:
+                eventually(lambda seat=seat: scheduled(children[seat].pid) == OWN[seat], f"run {run}: {OWN[seat]} is put back")
+            for seat in set(seats).difference(living):
+                children[seat] = Child(live, domain, page, seat, chance.randrange(1 << 30))
+            page[PAUSE] = 0
+        page[OVER] = 1
+        for child in children:
+            child.result()
+    print(f"{runs} runs; dead: {dead}; {lifted} lifts or more")
     assert lifted > runs / 10
