@@ -313,8 +313,8 @@ class Lock(_Owned):
     on_abandoned  what the heir sees: "warn" (an AbandonedWarning, and the lock), "ignore" (the lock; ``abandoned`` is set),
                   "poison" (every acquire raises AbandonedError until somebody repairs it inside ``with lock.repair()``).
                   It belongs to the lock: who attaches to a name either gives the same or none.
-    on_deadlock   "raise": DeadlockError in an acquire through this object that would never end, because the owner waits,
-                  directly or through others, for a lock that the calling thread holds; "wait": it blocks all the same
+    on_deadlock   "raise": DeadlockError, also before a timeout has passed, in an acquire by this object that closes a cycle:
+                  the owner waits, directly or through others, for what the calling thread holds; "wait": it blocks
     lease         seconds that a hold may last.  The lock then belongs to a contract, which the supervisor of the domain grants
                   (``contract``; opening it blocks for the answer: ContractDenied, SupervisorError).  ``with lock as lease:``
                   gives a Lease.  Only the thread that took it releases it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import logging
 import os
@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -183,11 +183,12 @@ def count_polls(page: Page, index: int) -> None:
 
 
 def member(
-    page: Page, index: int, mine: Any, wanted: Any, prepare: Callable[[], None] = lambda: None, timeout: float | None = None
+    page: Page, index: int, mine: Any, wanted: Any, prepare: Callable[[], None] | None = None, timeout: float | None = None
 ) -> tuple[Any, float]:
     """Hold one lock, wait for another when told to.  What acquire returned or raised, and after how many seconds."""
     count_polls(page, index)
-    prepare()
+    if prepare is not None:
+        prepare()
     result: Any
     with mine:
         page[HOLDS + index] = 1
@@ -200,25 +201,16 @@ def member(
         except Exception as error:
             result = error
         after = time.monotonic() - begun
-        eventually(lambda: not page[STAY + index])
     return result, after
 
 
 class Ring:
-    """Processes of which each holds a lock; one after the other they begin to wait for the next one's."""
+    """Processes each of which holds a lock; one after the other they begin to wait for the next one's."""
 
-    def __init__(self, locks: list[Any], **options: dict[str, Any]) -> None:
+    def __init__(self, functions: Iterable[Callable[[Page, int], Any]]) -> None:
         self.page = Page()
-        self.locks = locks
-        self.members: list[Child] = []
-        for index, lock in enumerate(locks):
-            mine = options.get(f"member_{index}", {})
-            arguments = (mine.get("prepare", lambda: None), mine.get("timeout"))
-            self.members.append(Child(member, self.page, index, lock, self.wanted_by(index), *arguments))
-        eventually(lambda: all(self.page[HOLDS + index] for index in range(len(locks))), "everybody holds a lock")
-
-    def wanted_by(self, index: int) -> Any:
-        return self.locks[(index + 1) % len(self.locks)]
+        self.members = [Child(function, self.page, index) for index, function in enumerate(functions)]
+        eventually(lambda: all(self.page[HOLDS + index] for index in range(len(self.members))), "everybody holds a lock")
 
     def go(self, index: int) -> None:
         """Have one wait; returns when it does, or has come back from waiting."""
@@ -226,7 +218,7 @@ class Ring:
         eventually(lambda: self.page[POLLS + index] or not self.members[index].is_alive(), f"member {index} waits")
 
     def go_all(self) -> None:
-        for index in range(len(self.locks)):
+        for index in range(len(self.members)):
             self.go(index)
 
     def polls(self, index: int) -> int:
@@ -242,6 +234,22 @@ class Ring:
         return [child.result()[0] for child in self.members]
 
 
+def ring_of(
+    locks: list[Any],
+    wanted: list[Any] | None = None,
+    prepare: dict[int, Callable[[], None]] | None = None,
+    timeout: dict[int, float] | None = None,
+) -> Ring:
+    """A ring in which each holds one of the locks, and wants the next one if nothing else is said."""
+    wanted = [*locks[1:], locks[0]] if wanted is None else wanted
+    return Ring(
+        functools.partial(
+            member, mine=mine, wanted=wants, prepare=(prepare or {}).get(index), timeout=(timeout or {}).get(index)
+        )
+        for index, (mine, wants) in enumerate(zip(locks, wanted, strict=True))
+    )
+
+
 def make(count: int, kind: type = shlock.Lock, domain: str | None = None, **options: Any) -> list[Any]:
     return [kind(*([f"lock {index}"] if domain else []), domain=domain, **options) for index in range(count)]
 
@@ -252,7 +260,7 @@ def make(count: int, kind: type = shlock.Lock, domain: str | None = None, **opti
 def test_who_closes_a_cycle_is_told_within_a_few_polls_and_the_others_go_on(
     count: int, kind: type, is_named: bool, domain: str
 ) -> None:
-    ring = Ring(make(count, kind, domain if is_named else None, on_deadlock="raise"))
+    ring = ring_of(make(count, kind, domain if is_named else None, on_deadlock="raise"))
     ring.go_all()
     *others, error = ring.results()
     assert others == [True] * (count - 1)
@@ -269,11 +277,21 @@ def test_who_closes_a_cycle_is_told_within_a_few_polls_and_the_others_go_on(
     assert polls <= MOST_POLLS
 
 
+def test_a_cycle_whose_members_stand_behind_other_waiters_is_found() -> None:
+    locks = make(3, on_deadlock="raise")
+    ring = ring_of(locks)
+    bystanders = [Child(lambda lock=lock: lock.acquire() and lock.release()) for lock in locks for _ in range(2)]
+    eventually(lambda: all(len(lock.waiters) == 2 for lock in locks))
+    ring.go_all()
+    *others, error = ring.results()
+    assert others == [True, True]
+    assert isinstance(error, DeadlockError) and len(error.cycle) == 3
+    assert [bystander.wait() for bystander in bystanders] == [0] * 6
+
+
 def test_a_lock_that_its_thread_takes_twice_is_a_cycle_of_one() -> None:
     lock = shlock.Lock(on_deadlock="raise")
-    child = Child(member, Page(), 0, contextlib.nullcontext(), lock)
     page = Page()
-    page[GO] = 1
 
     def take_twice() -> DeadlockError:
         count_polls(page, 0)
@@ -283,7 +301,6 @@ def test_a_lock_that_its_thread_takes_twice_is_a_cycle_of_one() -> None:
             assert lock.locked()
         return caught.value
 
-    child.kill()
     alone = Child(take_twice)
     error = alone.result()
     assert [one.pid for one in error.cycle] == [alone.pid]
@@ -301,11 +318,7 @@ def test_an_rlock_that_its_thread_takes_twice_is_no_deadlock() -> None:
 def test_of_several_only_those_raise_that_want_to_and_of_these_the_last_one(domain: str) -> None:
     locks = make(4, domain=domain)
     wanting = [shlock.Lock(lock.name, domain=domain, on_deadlock="raise") for lock in locks]
-    ring = Ring.__new__(Ring)
-    ring.page, ring.locks = Page(), locks
-    wanted = [wanting[1], wanting[2], locks[3], locks[0]]
-    ring.members = [Child(member, ring.page, index, locks[index], wanted[index]) for index in range(4)]
-    eventually(lambda: all(ring.page[HOLDS + index] for index in range(4)))
+    ring = ring_of(locks, wanted=[wanting[1], wanting[2], locks[3], locks[0]])
     ring.go_all()
     first, second, *rest = ring.results()
     assert isinstance(second, DeadlockError)
@@ -315,7 +328,7 @@ def test_of_several_only_those_raise_that_want_to_and_of_these_the_last_one(doma
 def test_where_nobody_wants_the_error_all_go_on_waiting_and_ps_and_why_name_the_cycle(
     domain: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ring = Ring(make(3, domain=domain))
+    ring = ring_of(make(3, domain=domain))
     ring.go_all()
     pids = [child.pid for child in ring.members]
 
@@ -349,7 +362,7 @@ def test_where_nobody_wants_the_error_all_go_on_waiting_and_ps_and_why_name_the_
 
 
 def test_a_held_lock_for_which_somebody_waits_is_shown_without_a_deadlock(domain: str) -> None:
-    ring = Ring(make(2, domain=domain))
+    ring = ring_of(make(2, domain=domain))
     ring.go(0)
     ring.poll_on(0)
     assert [p.deadlock for d in snapshot.domains() if d.domain == domain for p in d.primitives] == [None, None]
@@ -480,13 +493,14 @@ def test_the_edge_of_a_past_wait_is_none(domain: str) -> None:
 
 
 def test_an_edge_is_followed_only_to_the_wait_that_it_names() -> None:
-    ring = Ring(make(2))
+    locks = make(2)
+    ring = ring_of(locks)
     ring.go(0)
     ring.poll_on(0)
     ring.members[0].stop()
-    words = ring.locks[0]._words
+    words = locks[0]._words
     view, start, arena = words.view, words.block.start, words.block.arena
-    place, wanted = ((arena.identity, lock._words.block.index) for lock in ring.locks)
+    place, wanted = ((arena.identity, lock._words.block.index) for lock in locks)
     found = Graph([arena]).follow(place)
     assert found is not None and (found.lock, found.wants, found.owner) == (place, wanted, words.owners()[0])
     spot = at.reserved_spot(view[start + at.BLOCK_EDGE])
@@ -513,7 +527,7 @@ def test_an_edge_is_followed_only_to_the_wait_that_it_names() -> None:
 
 
 def test_a_member_that_is_stopped_before_the_cycle_closes_raises_no_alarm_and_dead_it_has_an_heir() -> None:
-    ring = Ring(make(2, on_deadlock="raise"), member_1={"prepare": ignore_warnings})
+    ring = ring_of(make(2, on_deadlock="raise"), prepare={1: ignore_warnings})
     ring.go(0)
     ring.poll_on(0)
     ring.members[0].stop()
@@ -524,7 +538,7 @@ def test_a_member_that_is_stopped_before_the_cycle_closes_raises_no_alarm_and_de
 
 
 def test_a_member_that_is_stopped_and_goes_on_closes_the_cycle() -> None:
-    ring = Ring(make(2, on_deadlock="raise"))
+    ring = ring_of(make(2, on_deadlock="raise"))
     ring.go(0)
     ring.members[0].stop()
     ring.go(1)
@@ -588,7 +602,7 @@ def test_a_member_that_is_killed_before_it_writes_a_word_of_its_edge_has_an_heir
         words = locks[0]._words
         words.view = DeadlyView(words.view, words.block.start + place)
 
-    ring = Ring(locks, member_0={"prepare": die_at_store}, member_1={"prepare": ignore_warnings})
+    ring = ring_of(locks, prepare={0: die_at_store, 1: ignore_warnings})
     ring.page[GO + 1] = 1
     eventually(lambda: ring.polls(1) > 3)
     ring.page[GO] = 1
@@ -612,13 +626,13 @@ class DeadlyView:
 
 
 def test_a_member_whose_timeout_passes_ends_the_cycle_and_nobody_is_told() -> None:
-    ring = Ring(make(2), member_1={"timeout": 0.1})
+    ring = ring_of(make(2), timeout={1: 0.1})
     ring.go_all()
     assert ring.results() == [True, False]
 
 
 def test_a_member_with_a_timeout_is_told_before_it_passes() -> None:
-    ring = Ring(make(2, on_deadlock="raise"), member_1={"timeout": PATIENCE})
+    ring = ring_of(make(2, on_deadlock="raise"), timeout={1: PATIENCE})
     ring.go_all()
     first, error = ring.results()
     assert first is True
@@ -642,7 +656,7 @@ def test_a_member_that_is_interrupted_ends_the_cycle_and_the_others_go_on() -> N
 
         signal.signal(signal.SIGUSR1, interrupt)
 
-    ring = Ring(make(3), member_1={"prepare": lambda: be_interruptible()})
+    ring = ring_of(make(3), prepare={1: be_interruptible})
     ring.go_all()
     eventually(lambda: all(is_sleeping(child.pid) for child in ring.members))
     ring.members[1].signal(signal.SIGUSR1)
@@ -669,7 +683,7 @@ def test_on_deadlock_is_one_of_two_words() -> None:
 
 def test_a_copy_in_another_process_gives_the_same_answer(domain: str) -> None:
     lock = pickle.loads(pickle.dumps(shlock.RLock("a", domain=domain, on_deadlock="raise")))
-    ring = Ring([lock, shlock.RLock("b", domain=domain)])
+    ring = ring_of([lock, shlock.RLock("b", domain=domain)])
     ring.go(0)
     ring.go(1)
     first, error = ring.results()
@@ -724,27 +738,17 @@ def test_whatever_stands_in_the_words_a_look_is_bounded(domain: str) -> None:
 # -- leases ---------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def supervised(domain: str) -> Iterator[shlock.Supervisor]:
-    with shlock.Supervisor(domain) as supervisor:
-        yield supervisor
-
-
 def leased_member(page: Page, index: int, domain: str, on_deadlock: str) -> Any:
     locks = make(2, domain=domain, lease=60.0, on_deadlock=on_deadlock)
     return member(page, index, locks[index], locks[1 - index])
 
 
 def leased_ring(domain: str, on_deadlock: str) -> Ring:
-    ring = Ring.__new__(Ring)
-    ring.page, ring.locks = Page(), [None, None]
-    ring.members = [Child(leased_member, ring.page, index, domain, on_deadlock) for index in range(2)]
-    eventually(lambda: ring.page[HOLDS] and ring.page[HOLDS + 1])
-    return ring
+    return Ring([functools.partial(leased_member, domain=domain, on_deadlock=on_deadlock)] * 2)
 
 
 def test_a_cycle_of_leased_locks_is_raised(domain: str) -> None:
-    with supervised(domain):
+    with shlock.Supervisor(domain):
         ring = leased_ring(domain, "raise")
         ring.go_all()
         first, error = ring.results()
@@ -753,7 +757,7 @@ def test_a_cycle_of_leased_locks_is_raised(domain: str) -> None:
 
 
 def test_the_supervisor_tells_once_of_a_cycle_of_leased_locks(domain: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "shlock"), supervised(domain) as supervisor:
+    with caplog.at_level(logging.WARNING, "shlock"), shlock.Supervisor(domain) as supervisor:
         ring = leased_ring(domain, "wait")
         ring.go_all()
         pids = [child.pid for child in ring.members]
@@ -763,8 +767,7 @@ def test_the_supervisor_tells_once_of_a_cycle_of_leased_locks(domain: str, caplo
 
         eventually(told)
         ring.poll_on(0, 1)
-        looks = supervisor._call(lambda server: server.watch.look())
-        assert looks is None
+        supervisor._call(lambda server: server.watch.look())
         [event] = told()
         assert event.level == logging.WARNING
         assert event.lock in ("lock 0", "lock 1") and event.pid in pids
@@ -776,13 +779,12 @@ def test_the_supervisor_tells_once_of_a_cycle_of_leased_locks(domain: str, caplo
 
 
 def test_the_supervisor_says_nothing_where_one_waits_for_the_other(domain: str) -> None:
-    with supervised(domain) as supervisor:
+    with shlock.Supervisor(domain) as supervisor:
         ring = leased_ring(domain, "wait")
         ring.go(0)
         ring.poll_on(0)
         supervisor._call(lambda server: server.watch.look())
         assert not [event for event in supervisor.events() if event.event == "deadlock"]
-        ring.page[STAY] = 0
         ring.members[1].kill()
         ring.members[0].wait()
 
