@@ -373,7 +373,6 @@ class OwnerWaiter:
         self.index = words.block.index
         self.precedence = 0 if words.grant is None else words.grant.precedence
         self.repair = repair
-        self.raises = False
         self.wait = None
         self.died = False
         self.take.tried = None

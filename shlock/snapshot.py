@@ -21,7 +21,7 @@ from . import _ledger, _machine, _names, _process
 from ._arena import Arena
 from ._content import Content
 from ._counting import BarrierWord
-from ._deadlock import Place, deadlocks_in
+from ._deadlock import Place, deadlocks_in, has_edge
 from ._memory import Memory
 from ._readers import keys_of
 from ._segment import BYTE_IN_USE, PREFIX, Segment
@@ -108,7 +108,7 @@ class DomainSnapshot:
         return asdict(self)
 
 
-#: Each primitive that was decoded, and where it is.
+#: Of what was decoded, the primitives whose owner waits or has waited, and where they are.  Only these arenas stay open.
 _Decoded = list[tuple[Arena, int, PrimitiveSnapshot]]
 
 
@@ -129,7 +129,9 @@ def _with_deadlocks(found: list[DomainSnapshot], decoded: _Decoded) -> list[Doma
     if not cycles:
         return found
     by_primitive = {id(primitive): cycles.get((arena.identity, index)) for arena, index, primitive in decoded}
-    return [replace(one, primitives=tuple(replace(p, deadlock=by_primitive[id(p)]) for p in one.primitives)) for one in found]
+    return [
+        replace(one, primitives=tuple(replace(p, deadlock=by_primitive.get(id(p))) for p in one.primitives)) for one in found
+    ]
 
 
 def clean(domain: str | None = None) -> list[str]:
@@ -270,7 +272,8 @@ def _primitives(arena: Arena, decoded: _Decoded) -> Iterator[PrimitiveSnapshot]:
         except SegmentError:
             text = None if name is None else _names.text_of(name)
             found = PrimitiveSnapshot(text, at.KIND_NAMES[kind], "damaged", None, None, False, (), None)
-        decoded.append((arena, index, found))
+        if has_edge(arena.words.view, arena.layout.block(index)):
+            decoded.append((arena, index, found))
         yield found
     ledgers.close()
 
