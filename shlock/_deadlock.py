@@ -26,7 +26,7 @@ So if the latest ``since`` is not after the earliest ``confirmed``, then at that
 and each waited for the next one's lock.  One look proves that there was such a moment, however slow the look was and whatever
 happened meanwhile; where locks are always taken in one order there is none.  What may end a true cycle is a timeout, an
 exception, a lease, a death, or somebody who releases another one's Lock.  Therefore it is told only when the same waits are
-seen again a poll interval later, and all members are alive.
+seen once more, at the next poll, and all members are alive.
 
 Not seen: waits for what has no owner (a plain Semaphore, a Condition, Event or Barrier); owned Semaphores, where another permit
 may get free; the locks of channels and queues; threads that wait for the lease of another thread of their process (its seat);
