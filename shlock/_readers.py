@@ -141,7 +141,7 @@ class RWWords(OwnedWords):
         try:
             hold = self.spare.pop()
         except IndexError:
-            hold = ReadHold(*self.cells[0])
+            hold = ReadHold(*next((cell for cell in self.cells if not self.view[cell[0]]), self.cells[0]))
         hold.take.tried = hold.back.tried = None
         hold.is_in_line = hold.owes_crowd = False
         return hold

@@ -18,8 +18,8 @@ from test_enforcement import end_process, spin, supervisor_of
 from test_signals import Interruption, InThread, NoOperands, Trial, interrupt_everywhere
 
 import shlock
+from shlock import _atomic, _parking, _sys, snapshot
 from shlock import _layout as at
-from shlock import _parking, _sys, snapshot
 
 LONG, SHORT = 60.0, 0.05
 READING, WRITING, WRONG, GO, DONE = range(5)
@@ -49,7 +49,7 @@ def hold(rwlock: shlock.RWLock, how: str, page: Page, word: int, until: int = GO
         eventually(lambda: page[until])
 
 
-def is_refused(rwlock: shlock.RWLock, how: str, timeout: float = 0.0) -> bool:
+def is_refused(rwlock: shlock.RWLock, how: str, timeout: float | None = 0.0) -> bool:
     with contextlib.suppress(TimeoutError), getattr(rwlock, how)(timeout):
         return False
     return True
@@ -208,7 +208,7 @@ def test_a_stream_of_some_does_not_keep_out(many: str, one: str) -> None:
 def test_a_thread_reads_again_while_a_writer_waits(no_polling: None) -> None:
     rwlock = shlock.RWLock()
     with rwlock.read():
-        writer = InThread(lambda: rwlock.write(PATIENCE).__enter__() or rwlock._lock.__exit__())
+        writer = InThread(lambda: is_refused(rwlock, "write", None))
         eventually(lambda: writer.is_parked_at(rwlock))
         with rwlock.read(), rwlock.read(0):
             assert rwlock.readers == 1
@@ -232,6 +232,97 @@ def test_readers_wait_for_a_record_when_all_are_taken(no_polling: None) -> None:
         third.result()
     page[9 + GO] = 1
     second.result()
+    assert_free(rwlock)
+
+
+# -- at the door ----------------------------------------------------------------------------------------------------------
+
+
+def before_record(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Call something when the calling thread has seen that nobody writes, and is about to take its record."""
+    exchange, thread, actions = _atomic.Operand.compare_exchange, threading.get_ident(), [action]
+
+    def compare_exchange(operand: Any, word: Any, expected: int, desired: int) -> bool:
+        if actions and threading.get_ident() == thread:
+            actions.pop()()
+        return exchange(operand, word, expected, desired)
+
+    monkeypatch.setattr(_atomic.Operand, "compare_exchange", compare_exchange)
+
+
+def test_a_reader_waits_for_a_writer_that_had_looked_for_readers_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    rwlock = shlock.RWLock()
+    is_inside, go = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with rwlock.write():
+            is_inside.set()
+            assert go.wait(PATIENCE)
+
+    writers: list[InThread] = []
+
+    def let_writer_in() -> None:
+        writers.append(InThread(write))
+        assert is_inside.wait(PATIENCE)
+
+    before_record(monkeypatch, let_writer_in)
+    with pytest.raises(TimeoutError), rwlock.read(SHORT):
+        pass
+    go.set()
+    writers[0].result()
+    assert_free(rwlock)
+
+
+def test_a_writer_waits_for_a_reader_that_has_a_record_and_has_not_looked_yet() -> None:
+    rwlock = shlock.RWLock()
+    refused: list[bool] = []
+
+    def at_point(label: str) -> None:
+        if label == "C50 record taken":
+            _sys.crash_points.clear()
+            refused.append(is_refused_in_thread(rwlock, "write"))
+
+    _sys.crash_points[:] = [at_point]
+    with rwlock.read():
+        assert refused == [True]
+    assert_free(rwlock)
+
+
+def test_a_reader_that_steps_back_into_the_line_wakes_the_writer_that_waited_for_it(
+    monkeypatch: pytest.MonkeyPatch, no_polling: None
+) -> None:
+    rwlock = shlock.RWLock()
+    order: list[str] = []
+    is_inside, leave = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with rwlock.read():
+            is_inside.set()
+            assert leave.wait(PATIENCE)
+
+    def write() -> None:
+        with rwlock.write():
+            order.append("write")
+
+    def close_the_door() -> None:
+        threads.append(InThread(write))
+        eventually(lambda: rwlock.waiters)
+        _sys.crash_points[:] = [let_reader_leave]
+
+    def let_reader_leave(label: str) -> None:
+        if label == "C50 record taken" and threading.get_ident() == main:
+            _sys.crash_points.clear()
+            leave.set()
+            threads[0].result()
+            eventually(lambda: rwlock.waiters)  # it looked again, and waits for us now
+
+    main, threads = threading.get_ident(), [InThread(read)]
+    assert is_inside.wait(PATIENCE)
+    before_record(monkeypatch, close_the_door)
+    with rwlock.read():
+        order.append("read")
+    threads[1].result()
+    assert order == ["write", "read"]
     assert_free(rwlock)
 
 
@@ -515,15 +606,17 @@ def is_refused_in_thread(rwlock: shlock.RWLock, how: str) -> bool:
     return bool(InThread(lambda: is_refused(rwlock, how)).result())
 
 
+@pytest.mark.parametrize("first", INSIDE)
 @pytest.mark.parametrize("policy", ["warn", "poison"])
-def test_nobody_is_told_of_a_writer_that_died_while_it_waited_for_the_readers(policy: Any) -> None:
+def test_nobody_is_told_of_a_writer_that_died_while_it_waited_for_the_readers(policy: Any, first: str) -> None:
     rwlock = shlock.RWLock(on_abandoned=policy)
     with rwlock.read():
         writer = Child(lambda: rwlock.write().__enter__())
         eventually(lambda: rwlock.waiters)
         writer.kill()
-        assert InThread(lambda: is_refused(rwlock, "read", PATIENCE)).result() is False
-        assert rwlock.abandoned is None
+        if first == "read":
+            assert InThread(lambda: is_refused(rwlock, "read", PATIENCE)).result() is False
+            assert rwlock.abandoned is None
     with told() as pids, rwlock.write(PATIENCE):
         assert rwlock.abandoned is None
     assert pids == []
