@@ -107,6 +107,11 @@ def events(domain: str, kind: str, after: int = 0) -> list[dict[str, Any]]:
     return [event for event in found if event["event"] == kind]
 
 
+def event_of(domain: str, pid: int, after: int) -> dict[str, Any] | None:
+    """Of a killed process; it is dead before its end is noted."""
+    return next((event for event in events(domain, "killed", after) if event["pid"] == pid), None)
+
+
 def contracts(domain: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while True:
@@ -424,7 +429,7 @@ def test_who_leaves_in_time_is_never_killed(holds: int, domain: str) -> None:
             killed += 1
             if ledger is not None:
                 inside = max(ledger.view[_ledger.DEADLINE : _ledger.DEADLINE + 8])
-                event = [event for event in events(domain, "killed", looked_at[seat]) if event["pid"] == child.pid][-1]
+                event = eventually(lambda seat=seat, pid=child.pid: event_of(domain, pid, looked_at[seat]))
                 looked_at[seat] = event["number"]
                 killed_at = to_monotonic(event["time"])
                 is_over = killed_at >= inside if inside > _ledger.LEFT else page[GOT_IN + seat] != page[LEFT_OF + seat]

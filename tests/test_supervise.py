@@ -332,6 +332,7 @@ def test_reports_are_values_and_read_as_sentences() -> None:
         "lease": 1.0,
         "grace": 0.0,
         "rank": 0,
+        "precedence": "user",
         "rule": "r",
         "holds": False,
         "inherits": True,
