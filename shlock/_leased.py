@@ -93,11 +93,11 @@ def make_leased_path(
         A seat that is not ours any more after a call means that we are a forked child, and that none of this is ours.
         """
 
-        def enter(block: bool = True, timeout: float | None = None) -> Any:
+        def enter(block: bool = True, timeout: float | None = None, *, preempt: bool = False) -> Any:
             grant: Grant = words.grant
             thread = get_ident()
-            if grant.seat or timeout is not None:
-                return enter_slowly(block, timeout, as_lease)
+            if grant.seat or timeout is not None or preempt:
+                return enter_slowly(block, timeout, as_lease, preempt)
             grant.seat = thread  # E0: no call since the test, so nobody came in between
             try:
                 if compare_exchange(word, grant.zero, me):  # E1
@@ -140,14 +140,25 @@ def make_leased_path(
     def make_slow_enter(as_lease: bool) -> Callable[..., Any]:
         """``enter`` under a contract that inherits: the supervisor has to know which thread holds the lock, and who waits."""
 
-        def enter(block: bool = True, timeout: float | None = None) -> Any:
-            return enter_slowly(block, timeout, as_lease)
+        def enter(block: bool = True, timeout: float | None = None, *, preempt: bool = False) -> Any:
+            return enter_slowly(block, timeout, as_lease, preempt)
 
         return enter
 
-    def enter_slowly(block: bool, timeout: float | None, as_lease: bool) -> Any:
-        lease = take(acquire_plain, block, timeout, 3)
+    def enter_slowly(block: bool, timeout: float | None, as_lease: bool, preempt: bool = False) -> Any:
+        lease = take(preempting if preempt else acquire_plain, block, timeout, 4 if preempt else 3)
         return lease if as_lease else lease is not None
+
+    def preempting(block: bool, timeout: float | None) -> bool:
+        """An acquire that throws out who has lower precedence."""
+        grant: Grant = words.grant
+        grant.check_preemption()
+        thread = get_ident()
+        try:
+            grant.preempting.add(thread)
+            return acquire_plain(block, timeout)
+        finally:
+            grant.preempting.discard(thread)
 
     def take(
         acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1

@@ -435,6 +435,8 @@ class OwnerWaiter:
         grant = words.grant
         if grant is not None and grant.rings:
             grant.announce_wait()
+        if grant is not None and grant.preempting:
+            grant.ask_for_preemption()
         return False
 
     def _relies_on_another(self, spot: Spot) -> bool:

@@ -171,6 +171,7 @@ class Grant:
         "number",
         "odd",
         "precedence",
+        "preempting",
         "process",
         "record_site",
         "refusal",
@@ -213,6 +214,7 @@ class Grant:
         #: Whether the supervisor wants to know who waits; and the doorbell at which each thread that waits has told it.
         self.rings = False
         self.announced: dict[int, object] = {}
+        self.preempting: set[int] = set()  # threads that wait and may throw out who has lower precedence
 
     def close_seat(self) -> None:
         """No thread takes the seat any more: in a forked child, or when the policy took the contract back."""
@@ -267,6 +269,18 @@ class Grant:
     def note_thread(self) -> None:
         """After E0: who will hold the lock."""
         self.view[_ledger.THREAD + self.number] = threading.get_native_id()
+
+    def check_preemption(self) -> None:
+        """ContractDenied if this contract does not allow it."""
+        if "preempt" not in self.terms.operations:
+            rule = "no rule" if self.contract is None else self.contract.rule
+            reason = f"its contract does not allow to preempt, only {', '.join(self.terms.operations)}"
+            raise ContractDenied(self.text, reason, rule)
+
+    def ask_for_preemption(self) -> None:
+        """The calling thread is about to sleep.  Asked again at each poll: there may be another holder by then."""
+        if get_ident() in self.preempting and self.process is _process.current:
+            self.connection.ring({"op": "preempt", "slot": self.number})
 
     def announce_wait(self) -> None:
         """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one."""

@@ -320,7 +320,9 @@ class Lock(_Owned):
                   gives a Lease.  Only the thread that took it releases it.
     grace         seconds between the call to leave at the end of the lease, and SIGKILL; default 0
     rank          precedence among the waiters, larger goes first, as far as the policy allows
-    operations    what the contract is asked for.  Without "acquire" the lock can only be looked at
+    operations    what the contract is asked for.  Without "acquire" the lock can only be looked at; with "preempt",
+                  ``acquire(preempt=True)`` ends the hold of a process of lower precedence at once: it is asked to leave, and
+                  killed after its grace
     on_terminate  "flag": the call to leave is ``lease.terminate_requested``; "raise": also LeaseExpired in the main thread
     record_site   note the line of the program at each acquire, for ``shlock why``; costs a microsecond
     inherit       priority inheritance: while a thread waits that is scheduled before the holder, the supervisor lifts the
@@ -449,12 +451,15 @@ class Lock(_Owned):
             raise
         path.leave(lambda: words.release(repaired=True, leaving=True))
 
-    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+    def acquire(self, block: bool = True, timeout: float | None = None, *, preempt: bool = False) -> bool:
         """Take the lock; whether it was taken.
 
         ``timeout`` is in seconds on the monotonic clock; None waits for ever, zero or less does not wait.  It is ignored
         unless ``block``.  A signal resumes the wait; what its handler raises leaves the lock consistent.  NaN raises
         ValueError; a poisoned lock AbandonedError; a wait that would never end DeadlockError, with ``on_deadlock="raise"``.
+
+        ``preempt``, of a leased lock whose contract allows it (else ContractDenied): as long as this call waits, a holder of
+        lower precedence is asked to leave at once, and killed after its grace.  For one of equal or higher precedence it waits.
         """
         raise NotImplementedError  # every object has its own
 

@@ -14,6 +14,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from shlock._layout import LEASE_OVERRUN, LEASE_REVOKED
 from shlock.supervisor.leases import LEFT, NEVER, Terms, Verdict, Watched
 
 LEASE, GRACE = 1000, 300
@@ -130,28 +131,28 @@ def test_who_was_inside_or_away_in_between_has_a_lease_of_its_own_at_the_door() 
 def test_a_revoked_hold_is_asked_at_once_and_has_its_grace() -> None:
     contract, deadline = watched(), BEGINNING + LEASE
     inside(contract, BEGINNING, deadline)
-    contract.revoke(BEGINNING + 5)
-    assert contract.is_revoked
+    contract.end(BEGINNING + 5, LEASE_REVOKED)
+    assert contract.reason == LEASE_REVOKED
     assert inside(contract, BEGINNING + 5, deadline) == (Verdict.TERMINATE, BEGINNING + 5 + GRACE)
     assert inside(contract, BEGINNING + 5 + GRACE - 1, deadline)[0] is Verdict.NOTHING
     assert inside(contract, BEGINNING + 5 + GRACE, deadline)[0] is Verdict.KILL
-    assert contract.is_revoked
+    assert contract.reason == LEASE_REVOKED
 
 
 def test_a_revocation_is_of_one_hold_and_never_prolongs_it() -> None:
     contract, deadline = watched(), BEGINNING + LEASE
-    contract.revoke(BEGINNING)
-    assert not contract.is_revoked, "there was no hold"
+    contract.end(BEGINNING, LEASE_REVOKED)
+    assert contract.reason == LEASE_OVERRUN, "there was no hold"
     inside(contract, BEGINNING, deadline)
     assert inside(contract, deadline, deadline)[0] is Verdict.TERMINATE
-    contract.revoke(deadline + 10)
-    assert not contract.is_revoked, "time had ended it already"
+    contract.end(deadline + 10, LEASE_REVOKED)
+    assert contract.reason == LEASE_OVERRUN, "time had ended it already"
     assert inside(contract, deadline + GRACE, deadline)[0] is Verdict.KILL
     later = deadline + 10 * LEASE
     inside(contract, later - 10, later)
-    contract.revoke(later - 10)
+    contract.end(later - 10, LEASE_REVOKED)
     inside(contract, later - 9, later + 1)
-    assert not contract.is_revoked, "that was the hold before"
+    assert contract.reason == LEASE_OVERRUN, "that was the hold before"
     assert inside(contract, later, later + 1) == (Verdict.NOTHING, later + 1)
 
 
@@ -227,7 +228,7 @@ class Enforcement(RuleBasedStateMachine):
 
     @rule()
     def revoke(self) -> None:
-        self.contract.revoke(self.now)
+        self.contract.end(self.now, LEASE_REVOKED)
         if self.hold is not None and self.now < self.hold.ends:
             self.hold.ends, self.hold.revoked, self.hold.asked = self.now, True, False
 
@@ -268,7 +269,7 @@ class Enforcement(RuleBasedStateMachine):
     def knows_what_it_saw(self) -> None:
         if hasattr(self, "contract"):
             assert self.contract.is_seen == (self.hold is not None or self.stalls_since is not None)
-            assert self.contract.is_revoked or self.hold is None or not self.hold.revoked
+            assert (self.contract.reason == LEASE_REVOKED) or self.hold is None or not self.hold.revoked
 
 
 TestEnforcement = Enforcement.TestCase

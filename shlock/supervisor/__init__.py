@@ -6,14 +6,16 @@ inside a program instead, ``shlock supervise`` one as a service.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from .. import _process
+from ..contract import Lease
 from ..errors import SupervisorError
 from .policy import Policy, PolicyError, parse
 from .report import ContractReport, SupervisorEvent
@@ -22,6 +24,8 @@ from .server import Server, open_server
 __all__ = ["ContractReport", "Policy", "PolicyError", "Supervisor", "SupervisorEvent", "load_policy"]
 
 T = TypeVar("T")
+
+OWN_LEASE: Final = 3600.0  # seconds
 
 _running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 
@@ -74,6 +78,27 @@ class Supervisor:
         Returns the pids that this concerns: none if nobody is inside under a contract, or only this program is.
         """
         return self._call(lambda server: server.end_hold(name, at_once=True))
+
+    @contextlib.contextmanager
+    def acquire(self, name: str, *, preempt: bool = True, timeout: float | None = None) -> Iterator[Lease]:
+        """``with supervisor.acquire(name):`` hold a leased Lock as the kernel: this program goes before every other one.
+
+        preempt  the present holder is asked to leave now, and killed after its grace.  False: it has its lease
+        timeout  seconds; then TimeoutError
+
+        Blocks.  The lease that it yields is an hour; this program is not killed when that is over.
+        """
+        from ..synchronize import Lock  # for the program around it: what supervises needs no lock
+
+        lock = Lock(name, domain=self.domain, lease=OWN_LEASE, operations=("acquire", "preempt"))
+        if not lock.acquire(timeout=timeout, preempt=preempt):
+            raise TimeoutError(f"Lock {name!r}: not within {timeout} s")
+        try:
+            lease = lock.lease
+            assert lease is not None
+            yield lease
+        finally:
+            lock.release()
 
     def contracts(self) -> list[ContractReport]:
         """Every contract, and who is inside."""

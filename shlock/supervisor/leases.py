@@ -24,6 +24,7 @@ from typing import Final
 __all__ = ["NEVER", "Terms", "Verdict", "Watched"]
 
 NEVER: Final = 1 << 62
+OVERRUN: Final = 1  # the reason of a sentence
 LEFT: Final = 1  # instead of a deadline: not inside any more
 
 
@@ -47,7 +48,7 @@ class Terms:
 class Watched:
     """One contract over time."""
 
-    __slots__ = ("_deadline", "_ends", "_terminated", "_unstamped", "_unstamped_since", "adopted_at", "is_revoked", "terms")
+    __slots__ = ("_deadline", "_ends", "_terminated", "_unstamped", "_unstamped_since", "adopted_at", "reason", "terms")
 
     def __init__(self, terms: Terms, adopted_at: int) -> None:
         self.terms = terms
@@ -55,7 +56,7 @@ class Watched:
         self._deadline = 0  # as the holder claims it; 0 = none seen
         self._ends = NEVER  # when that hold really ends
         self._terminated = False
-        self.is_revoked = False  # the present hold was ended by decision, not by time
+        self.reason = OVERRUN  # why the present hold ends: by time, or by decision
         self._unstamped_since = NEVER
         self._unstamped = (0, -1)  # what the ledger said then
 
@@ -77,7 +78,7 @@ class Watched:
             return (Verdict.TAKE_AWAY, NEVER) if now >= due else (Verdict.NOTHING, due)
         self._unstamped_since = NEVER
         if deadline != self._deadline:
-            self._deadline, self._terminated, self.is_revoked = deadline, False, False
+            self._deadline, self._terminated, self.reason = deadline, False, OVERRUN
             self._ends = min(deadline, now + self.terms.lease)  # L2
             if deadline <= self.adopted_at:
                 self._ends = self.adopted_at + self.terms.lease  # L3
@@ -100,9 +101,9 @@ class Watched:
         """Whether the last look saw a hold, or the beginning or the end of one."""
         return bool(self._deadline) or self._unstamped_since != NEVER
 
-    def revoke(self, now: int) -> None:
-        """End the present hold, if there is one, now: its grace begins."""
+    def end(self, now: int, reason: int) -> None:
+        """End the present hold, if there is one, now: its grace begins.  ``reason`` as in a sentence."""
         if self._deadline and self._ends > now:
             self._ends = now
-            self.is_revoked = True
+            self.reason = reason
             self._terminated = False

@@ -472,7 +472,7 @@ class Server:
                 session.arenas.pop(contract.arena.identity, None)
                 self._release([contract.arena])
             return {"ok": True}
-        if operation in ("waiting", "settled"):  # without an answer
+        if operation in ("waiting", "settled", "preempt"):  # without an answer
             self._hear_doorbell(session, message)
             return None
         if operation == "who":
@@ -499,7 +499,9 @@ class Server:
     def _hear_doorbell(self, session: Session, message: dict[str, Any]) -> None:
         """A thread of a client waits for a lock, or does so no more: what that changes is due now."""
         contract = _client_of(session).contracts.get(_number(message, "slot", _ledger.SLOTS - 1))
-        if contract is not None and contract.inherits:
+        if contract is not None and message["op"] == "preempt":
+            self.watch.preempt(contract)
+        elif contract is not None and contract.inherits:
             self.inheritance.look_soon()
 
     def _hello(self, session: Session, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
@@ -582,7 +584,7 @@ class Server:
         name = name_of(arena, block)
         held = self.watch.count(session.user) - (slot in client.contracts)
         wishes = _wishes(message)
-        decision = self._decide(session.user, session.accounts, name, wishes, held)
+        decision = self._decide(session.pid, session.user, session.accounts, name, wishes, held)
         if not decision.allowed:
             self.emit("denied", pid=session.pid, lock=name, block=block, reason=decision.reason, rule=decision.decider)
             return {"ok": False, "reason": decision.reason, "rule": decision.rule}
@@ -596,6 +598,7 @@ class Server:
             rule=decision.rule, precedence=precedence_of(decision.precedence, rank), adopted_at=SYSTEM.monotonic_ns(),
             inherits=wants_inheritance and no_inheritance is None,
         )  # fmt: skip
+        contract.may_preempt = "preempt" in wishes.operations
         self.watch.add(contract)
         if contract.owns() and contract.view[contract.place] & at.TAKEN:
             self.watch.settle(contract)  # another supervisor was at T1
@@ -607,8 +610,10 @@ class Server:
             self.inheritance.look_soon()  # it may be waiting already
         return answer if no_inheritance is None else {**answer, "no_inheritance": no_inheritance}
 
-    def _decide(self, user: int, accounts: _Accounts, name: str | None, wishes: _Wishes, held: int) -> Decision:
-        """What the policy says of a user's wishes."""
+    def _decide(self, pid: int, user: int, accounts: _Accounts, name: str | None, wishes: _Wishes, held: int) -> Decision:
+        """What the policy says of a user's wishes; the supervisor's own program is the kernel, and may do what it wants."""
+        if pid == os.getpid():
+            return dataclasses.replace(_OWN, operations=wishes.operations)
         user_names, group_ids, group_names = accounts
         request = Request(
             user_id=user, user_names=user_names, group_ids=group_ids, group_names=group_names,
@@ -641,7 +646,7 @@ class Server:
             raise _Refused("a name of the machine is a Lock or an RLock")
         # Whoever is given segments without opening them holds as many contracts.
         held = max(self._given(session.user), self.watch.count(session.user))
-        decision = self._decide(session.user, session.accounts, name, wishes, held)
+        decision = self._decide(session.pid, session.user, session.accounts, name, wishes, held)
         arena = self._by_name.get(name)
         may_acquire = "acquire" in wishes.operations
         if decision.allowed and arena is None and not may_acquire:
@@ -776,7 +781,7 @@ class Server:
                     holders.append(contract.client.pid)
             else:
                 self.watch.look()  # so that the hold has been seen
-                contract.watched.revoke(SYSTEM.monotonic_ns())
+                contract.watched.end(SYSTEM.monotonic_ns(), at.LEASE_REVOKED)
                 self.watch.due = 0
                 holders.append(contract.client.pid)
         return holders
@@ -816,7 +821,7 @@ class Server:
         wishes = _Wishes(frozenset({"acquire"}), min(terms.lease, longest), min(terms.grace, longest), rank)
         try:
             accounts = _accounts(user, group)
-            decision = self._decide(user, accounts, name_of(arena, block), wishes, self.watch.count(user))
+            decision = self._decide(0, user, accounts, name_of(arena, block), wishes, self.watch.count(user))
         except _Refused:
             return None if self.is_of_machine else (terms, rank)
         precedence = precedence_of(decision.precedence, min(rank, decision.highest_rank))
@@ -887,6 +892,14 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
+_OWN: Final = Decision(
+    allowed=True,
+    rule="the supervisor's own",
+    reason="",
+    decider="the supervisor",
+    precedence="kernel",
+    most_contracts=HIGHEST_NUMBER,
+)
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
 
 

@@ -1,7 +1,7 @@
 """What the supervisor does to locks and their holders: look, terminate, kill, take away, pass on.
 
     # K   W names P, and P's ledger says that it is inside
-    #     K1 deadline: TERMINATE := deadline; a signal too if the contract says so
+    #     K1 deadline, revoked, or preempted: TERMINATE := deadline; a signal too if the contract says so
     #     K2 deadline + grace: membarrier, look again; changed: nothing
     #     K3 SENTENCE := P | reason     K4 SIGKILL through the pidfd     K5 the pidfd is readable     K6 pass on
     # T   W names P, and P's ledger has not said for a lease that it is inside: P stalls after E1, or after X1
@@ -95,6 +95,7 @@ class Supervised:
         "client",
         "granted_at",
         "inherits",
+        "may_preempt",
         "name",
         "place",
         "precedence",
@@ -121,6 +122,7 @@ class Supervised:
         self.raises = raises
         self.rule = rule
         self.inherits = inherits
+        self.may_preempt = False  # until the process itself presents the contract to this supervisor
         self.start = arena.layout.block(block)
         self.place = self.start + at.BLOCK_WORD
         self.view = arena.words.view
@@ -334,11 +336,24 @@ class Watch:
 
     def _act(self, contract: Supervised, verdict: Verdict) -> None:
         if verdict is Verdict.TERMINATE:
-            self.terminate(contract, "lease revoked" if contract.watched.is_revoked else "lease over")
+            reason = contract.watched.reason
+            self.terminate(contract, "lease over" if reason == at.LEASE_OVERRUN else at.REASONS[reason])
         elif verdict is Verdict.KILL:
-            self._kill_if_still_due(contract, at.LEASE_REVOKED if contract.watched.is_revoked else at.LEASE_OVERRUN)
+            self._kill_if_still_due(contract, contract.watched.reason)
         elif verdict is Verdict.TAKE_AWAY:
             self.take_away(contract)
+
+    def preempt(self, by: Supervised) -> None:
+        """A thread waits that may throw out who has lower precedence: end the present hold, if that is so.
+
+        Both precedences are those that were granted; what stands in shared memory says only who the holder is.
+        """
+        places = self._places.get(by.arena.identity)
+        holder = None if places is None else places.holders.get(by.block, {}).get(at.process_in(by.view[by.place]))
+        if holder is not None and by.may_preempt and holder.precedence < by.precedence:
+            self.look()  # so that the hold has been seen
+            holder.watched.end(SYSTEM.monotonic_ns(), at.PREEMPTED)
+            self.due = 0
 
     def terminate(self, contract: Supervised, reason: str) -> None:
         """K1: ask the holder to leave."""
