@@ -93,7 +93,7 @@ def make_leased_path(
         A seat that is not ours any more after a call means that we are a forked child, and that none of this is ours.
         """
 
-        def enter(block: bool = True, timeout: float | None = None, *, preempt: bool = False) -> Any:
+        def enter(block: bool = True, timeout: float | None = None, preempt: bool = False) -> Any:
             grant: Grant = words.grant
             thread = get_ident()
             if grant.seat or timeout is not None or preempt:
@@ -140,7 +140,7 @@ def make_leased_path(
     def make_slow_enter(as_lease: bool) -> Callable[..., Any]:
         """``enter`` under a contract that inherits: the supervisor has to know which thread holds the lock, and who waits."""
 
-        def enter(block: bool = True, timeout: float | None = None, *, preempt: bool = False) -> Any:
+        def enter(block: bool = True, timeout: float | None = None, preempt: bool = False) -> Any:
             return enter_slowly(block, timeout, as_lease, preempt)
 
         return enter

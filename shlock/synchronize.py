@@ -451,7 +451,7 @@ class Lock(_Owned):
             raise
         path.leave(lambda: words.release(repaired=True, leaving=True))
 
-    def acquire(self, block: bool = True, timeout: float | None = None, *, preempt: bool = False) -> bool:
+    def acquire(self, block: bool = True, timeout: float | None = None, preempt: bool = False) -> bool:
         """Take the lock; whether it was taken.
 
         ``timeout`` is in seconds on the monotonic clock; None waits for ever, zero or less does not wait.  It is ignored
