@@ -27,7 +27,7 @@ with what W says, so anybody may do it, again and again; a reservation whose mak
     # killed after               the word says    repaired by                     outcome
     # C60 F1                     HELD, RESERVED   poll, as ever                   PARKED is set again by who looks
     # C61 F2, nobody called      RESERVED         the poll of that waiter         it gets in within its poll interval
-    # C62 chosen, not yet in     RESERVED         poll, or the supervisor at once the next one in line gets it
+    # C62 chosen, not yet in     RESERVED         poll, or the supervisor at once  the next one in line gets it
 """
 
 from __future__ import annotations
