@@ -408,7 +408,7 @@ class OwnerWaiter:
         words = self.words
         if words.is_lock and self._take_what_is_reserved(spot):
             return True
-        if len(words.places) == 1 and spot.may_nap():
+        if len(words.places) == 1 and spot.may_nap() and not words.is_ranked():  # as for relying on another
             spot.naps += 1
             if self.look(words.worthwhile_looks(), at.PARKED):
                 return True
