@@ -27,7 +27,7 @@ The spot word (S)::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
@@ -200,25 +200,23 @@ class Layout:
     semaphores: bool = False  # those of the spots lie in the segment
     data: int = 0  # bytes, whole pages
 
-    @property
-    def spot_table(self) -> int:
-        return HEADER_WORDS
+    spot_table: int = field(init=False, repr=False, default=HEADER_WORDS)
+    # Computed once: opening a lock asks for them a dozen times.
+    process_table: int = field(init=False, repr=False)
+    block_table: int = field(init=False, repr=False)
+    name_table: int = field(init=False, repr=False)
+    text_start: int = field(init=False, repr=False)
 
-    @property
-    def process_table(self) -> int:
-        return self.spot_table + SPOT_ARRAYS * self.spots
-
-    @property
-    def block_table(self) -> int:
-        return self.process_table + PROCESS_WORDS * self.processes
-
-    @property
-    def name_table(self) -> int:
-        return self.block_table + BLOCK_WORDS * self.blocks
-
-    @property
-    def text_start(self) -> int:
-        return self.name_table + (NAME_WORDS * self.blocks if self.text else 0)
+    def __post_init__(self) -> None:
+        place = self.spot_table
+        for name, words in (
+            ("process_table", SPOT_ARRAYS * self.spots),
+            ("block_table", PROCESS_WORDS * self.processes),
+            ("name_table", BLOCK_WORDS * self.blocks),
+            ("text_start", NAME_WORDS * self.blocks if self.text else 0),
+        ):
+            place += words
+            object.__setattr__(self, name, place)
 
     @property
     def tables(self) -> int:
