@@ -120,10 +120,11 @@ class Block:
 
     def __del__(self) -> None:
         try:
-            arena, _ = self.arena, self.exported
-        except AttributeError:  # interrupted while it was made: nobody knows of it
+            arena = self.arena
+            is_ours = arena.creator is _process.current and self.forks == _forks and not self.exported
+        except AttributeError:  # interrupted while it was made: nobody knows of it; or the interpreter is shutting down
             return
-        if arena.creator is _process.current and self.forks == _forks and not self.exported:
+        if is_ours:
             # As this process remembers them, not as the segment may say by now.
             for index in (self.index, *self.extensions):
                 arena.take_back(index)

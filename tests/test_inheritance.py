@@ -638,19 +638,19 @@ def test_inherit_needs_a_lease() -> None:
 # -- what dies ------------------------------------------------------------------------------------------------------------
 
 
+LABELS = (
+    "S-I1 before the record",
+    "S-I2 record written",
+    "S-I3 lifted",
+    "S-I4 GIVEN written",
+    "S-I5 changed to another",
+    "S-I6 restored",
+)
+
+
 @privileged
 @pytest.mark.parametrize("is_over", [False, True])
-@pytest.mark.parametrize(
-    "label",
-    [
-        "S-I1 before the record",
-        "S-I2 record written",
-        "S-I3 lifted",
-        "S-I4 GIVEN written",
-        "S-I5 changed to another",
-        "S-I6 restored",
-    ],
-)
+@pytest.mark.parametrize("label", LABELS)
 def test_the_next_supervisor_puts_back_what_the_dead_one_lifted(label: str, is_over: bool, domain: str, page: Page) -> None:
     server = start_server(domain, label)
     own = (BATCH, 0, 3)

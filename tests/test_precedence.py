@@ -24,6 +24,7 @@ from shlock import _owned, _parking, _sys, snapshot
 WAITERS = 16
 TURN, ROUND, COUNT, HELD, OVER = range(5)  # words of the page; the order of the grants comes behind
 FIRST = 8
+LABELS = ("C60 PARKED taken away, first in line known", "C61 reserved, nobody called")
 RANKS = [3, 1, 0, 2, 2, 0, 7, 1, 3, 3, 0, 5, 1, 7, 2, 0]
 
 
@@ -310,6 +311,26 @@ def test_they_go_on_when_the_owner_is_killed_while_it_hands_over_at(label: str, 
     told = sum(waiter.result() for waiter in waiters)
     assert told == (1 if label.startswith("C60") else 0), "who dies before it has let go is a dead owner"
     assert lock.acquire(timeout=PATIENCE)
+    lock.release()
+
+
+@pytest.mark.parametrize("way", ["try", "wait"])
+def test_who_takes_it_back_from_the_dead_may_die_as_well(way: str) -> None:
+    lock = shlock.Lock()
+    lock.acquire()
+    waiter = hand_over(lock)
+    waiter.kill()
+
+    def die_on_the_way() -> None:
+        _sys.crash_points[:] = [lambda seen: os.kill(os.getpid(), signal.SIGKILL) if seen == LABELS[1] else None]
+        if way == "wait":
+            lock.acquire(timeout=PATIENCE)
+        else:
+            eventually(lambda: lock.acquire(False))
+
+    assert Child(die_on_the_way).wait() == -signal.SIGKILL
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.abandoned is None
     lock.release()
 
 

@@ -86,7 +86,8 @@ class Supervisor:
         preempt  the present holder is asked to leave now, and killed after its grace.  False: it has its lease
         timeout  seconds; then TimeoutError
 
-        Blocks.  The lease that it yields is an hour; this program is not killed when that is over.
+        Blocks.  The lease that it yields is an hour; this program is not killed when that is over.  ContractDenied if the
+        policy does not allow this user so much.
         """
         from ..synchronize import Lock  # for the program around it: what supervises needs no lock
 

@@ -378,8 +378,10 @@ class Inheritance:
                 self._refused.add(thread)
                 self._tell("not lifted", thread, f"thread {thread[1]} to {wanted}: {error.strerror}")
             return
-        if crash_points:
-            crash_points[0]("S-I3 lifted" if is_new else "S-I5 changed to another")
+        if crash_points and is_new:
+            crash_points[0]("S-I3 lifted")
+        if crash_points and not is_new:
+            crash_points[0]("S-I5 changed to another")
         is_other = is_new or lift.given[0] != wanted
         lift.given = (wanted,)
         view = lift.client.ledger.view

@@ -611,9 +611,7 @@ class Server:
         return answer if no_inheritance is None else {**answer, "no_inheritance": no_inheritance}
 
     def _decide(self, pid: int, user: int, accounts: _Accounts, name: str | None, wishes: _Wishes, held: int) -> Decision:
-        """What the policy says of a user's wishes; the supervisor's own program is the kernel, and may do what it wants."""
-        if pid == os.getpid():
-            return dataclasses.replace(_OWN, operations=wishes.operations)
+        """What the policy says of a user's wishes.  What it allows to the supervisor's own program, it allows to the kernel."""
         user_names, group_ids, group_names = accounts
         request = Request(
             user_id=user, user_names=user_names, group_ids=group_ids, group_names=group_names,
@@ -621,7 +619,8 @@ class Server:
             operations=wishes.operations, lease=wishes.lease / 1e9, grace=wishes.grace / 1e9, rank=wishes.rank,
         )  # fmt: skip
         try:
-            return self.policy.decide(request, contracts_held=held)
+            decision = self.policy.decide(request, contracts_held=held)
+            return dataclasses.replace(decision, precedence="kernel") if pid == os.getpid() else decision
         except (TypeError, ValueError) as error:
             raise _Refused(str(error)) from None
 
@@ -892,14 +891,6 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
-_OWN: Final = Decision(
-    allowed=True,
-    rule="the supervisor's own",
-    reason="",
-    decider="the supervisor",
-    precedence="kernel",
-    most_contracts=HIGHEST_NUMBER,
-)
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
 
 
