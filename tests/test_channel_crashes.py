@@ -324,9 +324,9 @@ def take_among_waiting_consumers(stage: Stage, name: str) -> Outcome:
     stage.start(stage.far, TAKES[name])
     stage.go()
     stage.until_over_or_asleep()
-    numbers = list(range(2 * stage.others + 3))
+    numbers = list(range(stage.others + MANY + 3))  # the victim may be the first, and take many
     for number in numbers:
-        stage.near.send_bytes(message(number, 1500), timeout=PATIENCE)
+        stage.near.send_bytes(message(number, SMALL), timeout=PATIENCE)
     got = [child.result() for child in consumers]
     outcome = stage.end()
     by_victim = taken(stage.far) - len(got)
