@@ -209,8 +209,10 @@ def test_only_what_a_consumer_had_got_is_gone_when_it_is_killed_at(label: str, t
         total = found + rest + by_victim
         assert max(total.values()) == 1, "an item was got twice"
         missing = ITEMS - total.total()
-        at_once = 2 if many else 1
-        assert missing == 0 if label == READ else 1 <= missing <= at_once
+        if label == READ:  # the message that it was reading is there; one that the same call had got before is gone
+            assert missing <= (1 if many and times == 2 else 0)
+        else:
+            assert 1 <= missing <= (2 if many else 1)
     settle(queue)
     assert_sound(queue)
 
