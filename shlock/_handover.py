@@ -5,19 +5,23 @@ precedence (``rank`` of their contracts), or one has waited for longer than a tu
 spot of the chosen waiter, and nobody else gets in.
 
     # W         owner                entered by    leaves to
-    # RESERVED  spot and sequence    F2            HELD|P by that waiter (A5); RESERVED for another, free (F2)
+    # RESERVED  spot and sequence    F2            HELD|P by that waiter (A5); for nobody (F0)
+    # RESERVED  for nobody           F0            RESERVED for a waiter, free (F2); for nobody, by another (F0)
 
-    F0  from a word that is ours (R2, A8), a dead owner's, or reserved in vain: CAS(w -> w without PARKED), if it is set
+    F0  from a word that is ours (R2, A8): CAS(w -> w without PARKED), if it is set
+        from a dead owner's, or one reserved in vain: CAS(w -> RESERVED for nobody, with a number of this attempt's own)
     F1  the first in line of the spots of this block, WAITING or NOTIFIED: precedence, then the longest wait
-    F2  one is there: CAS(W: -> RESERVED for it|PARKED|DIED kept).  nobody: CAS(W: -> DIED kept).  failed: F0
+    F2  one is there: CAS(W: -> RESERVED for it|PARKED|DIED kept).  nobody: CAS(W: -> DIED kept).  failed: F0, if it is ours
     F3  look at the S of whom W is reserved for.  WAITING: CAS(S: -> NOTIFIED), post.  NOTIFIED: post, it may be napping.
         not any more of that sequence: in vain -> F0
     A5  W is RESERVED for this very spot: CAS(w -> me|PARKED|DIED of w): in
     A8  the spot is IDLE, and W is RESERVED: F3, by whoever leaves
     poll  W is RESERVED for a dead process, or the same as LONGEST_RESERVATION ago: F0.  else F3's look
 
-F0 is why F2 may free the lock without waking anybody: who goes to sleep after F1 has set PARKED again, and F2 fails.  F3 begins
-with what W says, so anybody may do it, again and again; a reservation whose maker died after F2 is found by the polls.
+F0 is why F2 may free the lock without waking anybody: who goes to sleep after F1 has set PARKED again, and F2 fails.  What is
+nobody's several may pass on at the same time, and one of them could take away the PARKED by which F2 of another was to fail:
+hence the number.  F3 begins with what W says, so anybody may do it, again and again; a reservation whose maker died after F2
+is found by the polls.
 
     # H1  only the waiter for whom W is reserved leaves RESERVED by getting in: A1 and A2 see an owner
     # H2  with precedence, nobody is granted the lock while somebody better is asleep
@@ -25,13 +29,15 @@ with what W says, so anybody may do it, again and again; a reservation whose mak
     # H4  a reserved waiter that dies was not inside: nobody is told
 
     # killed after               the word says    repaired by                     outcome
-    # C60 F1                     HELD, RESERVED   poll, as ever                   PARKED is set again by who looks
+    # C60 F1                     HELD             poll, as ever                   PARKED is set again by who looks
+    #                            RESERVED         poll: it is for nobody          the first in line gets it
     # C61 F2, nobody called      RESERVED         the poll of that waiter         it gets in within its poll interval
     # C62 chosen, not yet in     RESERVED         poll, or the supervisor at once  the next one in line gets it
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +57,7 @@ __all__ = [
 LONGEST_RESERVATION: Final = 1.0
 #: Exchanges with words that somebody may be changing all the time.
 MOST_TRIES: Final = 1000
+_attempts: Final = itertools.count()
 
 
 def first_in_line(parking: Parking, key: int, *, alive: bool = False, but: int = -1) -> int | None:
@@ -69,35 +76,46 @@ def first_in_line(parking: Parking, key: int, *, alive: bool = False, but: int =
 
 
 def prepare(
-    parking: Parking, key: int, w: int, keep: int, *, is_worth_it: Callable[[int], bool] = lambda index: True,
-    alive: bool = False, but: int = -1,
-) -> tuple[int, int] | None:  # fmt: skip
-    """F0 and F1 from the word ``w``: what it is then, and what F2 makes of it.  None if the word is another by now.
+    parking: Parking, key: int, w: int, keep: int, *, is_worth_it: Callable[[int], bool] = lambda index: True
+) -> tuple[int, int] | None:
+    """F0 and F1 from our own word ``w``: what it is then, and what F2 makes of it.  None if the word is another by now.
 
     keep         DIED, or 0: what stays in the word
     is_worth_it  whether to hand over to that spot; else the lock is left free
     """
     words = parking.words
-    if words.load(parking.layout.block(key) + at.BLOCK_KIND) & at.KIND not in at.OWNED_KINDS:
+    if not _may_be_reserved(parking, key):
         return w, keep
     bare = w & ~at.PARKED
     if bare != w and not words.compare_exchange(parking.layout.block(key) + at.BLOCK_WORD, w, bare):
         return None
+    found = _reserved_for_first(parking, key, is_worth_it=is_worth_it)
+    return None if found is None else (bare, found | keep)
+
+
+def _may_be_reserved(parking: Parking, key: int) -> bool:
+    return parking.words.load(parking.layout.block(key) + at.BLOCK_KIND) & at.KIND in at.OWNED_KINDS
+
+
+def _reserved_for_first(
+    parking: Parking, key: int, *, is_worth_it: Callable[[int], bool] = lambda index: True, alive: bool = False, but: int = -1
+) -> int | None:
+    """F1: the word that F2 makes.  0: nobody waits; None: that one has just left."""
     index = first_in_line(parking, key, alive=alive, but=but)
     if crash_points:
         crash_points[0]("C60 PARKED taken away, first in line known")
     if index is None or not is_worth_it(index):
-        return bare, keep
-    state = words.load(parking.state_first + index)
+        return 0
+    state = parking.words.load(parking.state_first + index)
     if not state & at.STATE or (state & at.KEY) >> at.KEY_SHIFT != key:
-        return None  # it has just left
-    return bare, at.reservation(index, state) | at.PARKED | keep
+        return None
+    return at.reservation(index, state) | at.PARKED
 
 
 def is_in_vain(parking: Parking, key: int, w: int) -> bool:
     """Whether a reservation is for nobody: its waiter has left.  No look at whether that one lives."""
     index = at.reserved_spot(w)
-    if index >= parking.spots:
+    if not 0 <= index < parking.spots:
         return True
     state = parking.words.load(parking.state_first + index)
     return not state & at.STATE or (state & at.KEY) >> at.KEY_SHIFT != key or at.reservation(index, state) != w & at.OWNER
@@ -126,10 +144,25 @@ def settle(parking: Parking, key: int) -> None:
 
 
 def pass_on(parking: Parking, key: int, w: int, *, keep: int | None = None, alive: bool = False, but: int = -1) -> bool:
-    """F0 to F2 from a word that is not ours: a dead owner's, or reserved in vain.  Whether it was still that one."""
-    step = prepare(parking, key, w, w & at.DIED if keep is None else keep, alive=alive, but=but)
-    if step is None or not parking.words.compare_exchange(parking.layout.block(key) + at.BLOCK_WORD, *step):
-        return False
+    """F0 to F2 from a word that is not ours: a dead owner's, or reserved in vain.  Whether it was still that one.
+
+    keep   DIED, or 0: what stays in the word; None: what is there
+    alive  only to a process that lives: that costs system calls
+    but    not to the waiter at this spot
+    """
+    words, place = parking.words, parking.layout.block(key) + at.BLOCK_WORD
+    keep = w & at.DIED if keep is None else keep
+    if not _may_be_reserved(parking, key):
+        return words.compare_exchange(place, w, keep)
+    before = w
+    for _ in range(MOST_TRIES):
+        bare = at.reserved_for_nobody(_process.current.pid, next(_attempts)) | keep
+        if not words.compare_exchange(place, before, bare):
+            return before != w  # if it is not the first attempt, another passes it on by now
+        found = _reserved_for_first(parking, key, alive=alive, but=but)
+        if found is not None and words.compare_exchange(place, bare, found | keep):
+            break
+        before = bare if found is None else bare | at.PARKED  # somebody went to sleep, if it is still ours
     if crash_points:
         crash_points[0]("C61 reserved, nobody called")
     return True
@@ -154,4 +187,4 @@ def is_for(parking: Parking, w: int, index: int) -> bool:
 def is_of_the_dead(parking: Parking, w: int) -> bool:
     """Whether a reservation is for a thread of a dead process."""
     index = at.reserved_spot(w)
-    return index >= parking.spots or not _process.is_alive(parking.words.load(parking.layout.spot(at.SPOT_CLAIM, index)))
+    return not 0 <= index < parking.spots or not parking.is_alive(index)

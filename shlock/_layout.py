@@ -19,6 +19,7 @@ The owner word (bits of W; one per Lock or RLock, one per permit of an owned Sem
 or, where the lock is reserved for one waiter (``_handover``), pid 0 and in the place of the birth::
 
     bits 27-37 index of the waiter's spot, + 1 | bits 38-63 the lowest bits of the sequence of its S
+    bits 27-37 all set: for nobody             | bits 38-41 a count, bits 42-63 pid of who looks for somebody
 
 The spot word (S)::
 
@@ -55,6 +56,8 @@ PID: Final = ((1 << PID_BITS) - 1) << PID_SHIFT
 RESERVED_SPOT_SHIFT: Final = BIRTH_SHIFT
 RESERVED_SPOT_BITS: Final = 11
 RESERVED_SEQUENCE_SHIFT: Final = RESERVED_SPOT_SHIFT + RESERVED_SPOT_BITS
+NOBODY: Final = (1 << RESERVED_SPOT_BITS) - 1  # in the place of the spot; no segment has as many
+ATTEMPT_BITS: Final = 64 - RESERVED_SEQUENCE_SHIFT - PID_BITS
 
 # Words that count, of Semaphore, Event, Condition and Barrier: flags below, numbers above.
 COUNT_SHIFT: Final = 5
@@ -244,6 +247,12 @@ def reservation(index: int, state: int) -> int:
     """The owner field of a lock that is reserved for the waiter at a spot, whose S is ``state``."""
     sequence = state >> SEQUENCE_SHIFT << RESERVED_SEQUENCE_SHIFT & WORD_MASK
     return sequence | index + 1 << RESERVED_SPOT_SHIFT
+
+
+def reserved_for_nobody(pid: int, attempt: int) -> int:
+    """The owner field of a lock that a process is about to reserve for somebody: another one at each attempt."""
+    number = (pid << ATTEMPT_BITS | attempt & (1 << ATTEMPT_BITS) - 1) << RESERVED_SEQUENCE_SHIFT & WORD_MASK
+    return number | NOBODY << RESERVED_SPOT_SHIFT
 
 
 def is_reservation(word: int) -> bool:

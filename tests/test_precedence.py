@@ -5,6 +5,7 @@ Leased locks are opened in forked children only, so this process never is a clie
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -18,8 +19,8 @@ from support import PATIENCE, Child, Page, eventually
 from test_enforcement import LONG, end_children, end_process, supervisor_of
 
 import shlock
+from shlock import _handover, _owned, _parking, _sys, snapshot
 from shlock import _layout as at
-from shlock import _owned, _parking, _sys, snapshot
 
 WAITERS = 16
 TURN, ROUND, COUNT, HELD, OVER = range(5)  # words of the page; the order of the grants comes behind
@@ -314,15 +315,60 @@ def test_they_go_on_when_the_owner_is_killed_while_it_hands_over_at(label: str, 
     lock.release()
 
 
+def test_who_goes_to_sleep_while_two_take_it_back_from_the_dead_is_overlooked_by_neither() -> None:
+    lock = shlock.Lock()
+    lock.acquire()
+    waiter = hand_over(lock)
+    waiter.kill()
+    parking, key = _parking.parking_of(lock._block.arena), lock._block.index
+    looks, me = itertools.count(), os.getpid()
+    sleepers: list[Waiter] = []
+    second_has_looked, second_may_go_on = threading.Event(), threading.Event()
+
+    def take_it_back() -> None:
+        _handover.pass_on(parking, key, lock._words.view[lock._block.word], alive=True)
+
+    second = threading.Thread(target=take_it_back)
+
+    def meet(label: str) -> None:
+        if os.getpid() != me or label != LABELS[0]:
+            return
+        look = next(looks)
+        if look == 0:  # the first one has found nobody
+            sleepers.append(Waiter(lock))
+            sleepers[0].stop()
+            mark(lock)
+            second.start()
+            assert second_has_looked.wait(PATIENCE)
+        elif look == 1:
+            second_has_looked.set()
+            assert second_may_go_on.wait(PATIENCE)
+
+    _sys.crash_points[:] = [meet]
+    try:
+        take_it_back()
+        assert lock.locked(), "the first one left it free although somebody is asleep"
+    finally:
+        second_may_go_on.set()
+        second.join()
+        _sys.crash_points.clear()
+    _handover.settle(parking, key)
+    sleepers[0].go_on()
+    sleepers[0].result()
+    assert lock.acquire(timeout=PATIENCE)
+    lock.release()
+
+
 @pytest.mark.parametrize("way", ["try", "wait"])
-def test_who_takes_it_back_from_the_dead_may_die_as_well(way: str) -> None:
+@pytest.mark.parametrize("label", LABELS)
+def test_who_takes_it_back_from_the_dead_may_die_as_well(label: str, way: str) -> None:
     lock = shlock.Lock()
     lock.acquire()
     waiter = hand_over(lock)
     waiter.kill()
 
     def die_on_the_way() -> None:
-        _sys.crash_points[:] = [lambda seen: os.kill(os.getpid(), signal.SIGKILL) if seen == LABELS[1] else None]
+        _sys.crash_points[:] = [lambda seen: os.kill(os.getpid(), signal.SIGKILL) if seen == label else None]
         if way == "wait":
             lock.acquire(timeout=PATIENCE)
         else:

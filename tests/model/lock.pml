@@ -7,6 +7,7 @@
  *
  * W, one per lock     owner | PARKED | DIED      the owner is a thread here; 0 is free
  *                     RESERVED(spot, sequence) | PARKED | DIED
+ *                     RESERVED(nobody, who looks) | PARKED | DIED
  *
  *   state             owner    entered by                  leaves to
  *   0                 -        R1, R2, A8                  HELD
@@ -15,7 +16,8 @@
  *   HELD|PARKED|DIED  alive    A2, A3, A5, A6: the heir    0; DIED when the heir withdraws before it was told
  *   HELD...           dead     death                       HELD|PARKED|DIED
  *   DIED              -        A8                          HELD|DIED, HELD|PARKED|DIED
- *   RESERVED          -        F2, F4: for one waiter      HELD|PARKED by that one; RESERVED for another, or 0 (F4)
+ *   RESERVED          -        F2: for one waiter          HELD|PARKED by that one; RESERVED for nobody (F0)
+ *                     -        F0, for nobody              RESERVED for a waiter, 0, DIED (F2); for nobody, by another (F0)
  *
  * R2 clears PARKED although others may sleep: a wake-up is about to be made, and whoever gets it marks W again, takes it
  * with PARKED, or passes the wake-up on.
@@ -150,6 +152,7 @@
 #define F3_NOT_AGAIN            38   /* an exception after F2 ends the release */
 #define TAKES_ANY_RESERVATION   39   /* a waiter takes a lock that is reserved for another */
 #define F0_KEEPS_PARKED         40   /* PRECEDENCE: the owner looks for waiters without taking PARKED away first */
+#define F0_KEEPS_NAME           41   /* who hands over what is not its own only takes PARKED away, as an owner does: two may do so */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -160,6 +163,7 @@
 #define DIED    16
 #define RESERVED 32         /* OWNER is a spot then, and ODD the lowest bit of its sequence */
 #define ODD      64
+#define NOBODYS 128         /* RESERVED for nobody; OWNER is the thread that looks for somebody */
 
 #define IDLE     0
 #define WAITING  1
@@ -181,7 +185,7 @@ byte dead;                  /* a bit for each thread */
 #define FREE(w)      (((w) & (OWNER | RESERVED)) == 0)
 #define DEAD_OWNER(w) (((w) & OWNER) != 0 && !((w) & RESERVED) && IS_DEAD((w) & OWNER))
 #define RESERVATION(i, x) (RESERVED | (i) | ((SEQUENCE(x) & 1) * ODD))
-#define RESERVED_FOR(w, i, key) (HANDOVER && ((w) & (RESERVED | OWNER | ODD)) == RESERVATION(i, S[i]) && STATE(S[i]) != IDLE && KEY(S[i]) == (key))
+#define RESERVED_FOR(w, i, key) (HANDOVER && !((w) & NOBODYS) && ((w) & (RESERVED | OWNER | ODD)) == RESERVATION(i, S[i]) && STATE(S[i]) != IDLE && KEY(S[i]) == (key))
 /* For whom it is, is there and waits for it. */
 #define IS_GOOD(w, i, key) (RESERVED_FOR(w, i, key) && !IS_DEAD(claim[i]))
 #define IS_VALID(w, key) (IS_GOOD(w, (w) & OWNER, key))
@@ -714,12 +718,13 @@ R2: if
     goto unpark_one;
 
 /* Hand over what is ours, or a dead owner's, or reserved in vain.  F0 takes PARKED away, so that F2 fails if anybody goes to
- * sleep after F1 looked. */
+ * sleep after F1 looked.  What is not ours others may hand over at the same time: F0 puts a name of its own there, so that
+ * F2 fails if another has done F0 since, and has taken away the PARKED of somebody whom F1 did not see. */
 #define MINE (((W[lock] & OWNER) == me) && !(W[lock] & RESERVED) && (in_release || got))
 #define MAY_BE_HANDED_OVER (MINE || (polling && DEAD_OWNER(W[lock])) || KEPT_IN_VAIN(lock) || SPOT_HAS_LEFT)
 #define SPOT_HAS_LEFT ((W[lock] & RESERVED) && !RESERVED_FOR(W[lock], W[lock] & OWNER, lock))
 #define IS_BETTER(i) (chosen == NOBODY || claim[i] > claim[chosen])
-#define CANDIDATE(i) (STATE(S[i]) != IDLE && KEY(S[i]) == lock && !(KEPT_IN_VAIN(lock) && (W[lock] & OWNER) == i) && !(polling && IS_DEAD(claim[i])))
+#define CANDIDATE(i) (STATE(S[i]) != IDLE && KEY(S[i]) == lock && !(polling && IS_DEAD(claim[i])))
 #define MAY_REPEAT_F :: atomic { WITHDRAW && !again && in_release -> again = 1; forget_scan(); goto settle_again }
 #define MAY_LEAVE_F  :: atomic { WITHDRAW && !again && !in_release -> again = 1; polling = 0; forget_scan(); goto A8 }
 F0: if
@@ -728,7 +733,11 @@ F0: if
     MAY_LEAVE_F
     :: atomic {
         MAY_BE_HANDED_OVER ->
-        if :: IS(F0_KEEPS_PARKED) :: else -> W[lock] = W[lock] & ~PARKED fi;
+        if
+        :: IS(F0_KEEPS_PARKED)
+        :: MINE || IS(F0_KEEPS_NAME) -> W[lock] = W[lock] & ~PARKED
+        :: !MINE && !IS(F0_KEEPS_NAME) && !IS(F0_KEEPS_PARKED) -> W[lock] = RESERVED | NOBODYS | me | (DEAD_OWNER(W[lock]) -> DIED : W[lock] & DIED)
+        fi;
         seen_word = W[lock]; chosen = NOBODY; seen = 0; other = 0
     }
     :: atomic { !MAY_BE_HANDED_OVER -> goto settle }
@@ -756,7 +765,7 @@ F2: if
     :: atomic {
         W[lock] == seen_word || (IS(F0_KEEPS_PARKED) && (W[lock] & ~PARKED) == (seen_word & ~PARKED)) ->
         DRAIN_OWN;
-        seen_word = (in_release -> 0 : (DEAD_OWNER(W[lock]) -> DIED : W[lock] & DIED));
+        seen_word = (in_release && MINE -> 0 : (DEAD_OWNER(W[lock]) -> DIED : W[lock] & DIED));
         if
         :: chosen != NOBODY -> GRANT(claim[chosen]); W[lock] = RESERVATION(chosen, seen) | PARKED | seen_word
         :: chosen == NOBODY -> W[lock] = seen_word

@@ -206,8 +206,18 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     holds("precedence-2-crash", **HAND_OVER, PRECEDENCE=1, CRASHES=1, POLL=1, size="quick"),
     holds("precedence-3", THREADS=3, HANDOVER=1, PRECEDENCE=1, **SMALL),
     holds("precedence-3-crash", THREADS=3, HANDOVER=1, PRECEDENCE=1, CRASHES=1, POLL=1, ROUNDS=1, **SMALL),
-    # Open: SPIN finds I1 broken here, a wake-up that only a poll makes up for.  Not yet known: a flaw of the code, or of the model.
-    holds("precedence-3-leave", THREADS=3, HANDOVER=1, PRECEDENCE=1, WITHDRAW=1, ROUNDS=1, **SMALL, size="deep"),
+    holds("precedence-3-leave", THREADS=3, HANDOVER=1, PRECEDENCE=1, WITHDRAW=1, ROUNDS=1, **SMALL),
+    refuted(
+        "precedence-no-F0-keeps-name",
+        "I1",
+        THREADS=3,
+        HANDOVER=1,
+        PRECEDENCE=1,
+        WITHDRAW=1,
+        ROUNDS=1,
+        **SMALL,
+        MUTATION="F0_KEEPS_NAME",
+    ),
     refuted(
         "precedence-no-takes-any-reservation",
         "granted",
