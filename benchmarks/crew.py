@@ -58,6 +58,7 @@ class Board:
     COUNTER = 1  # incremented without atomics inside the lock under test
 
     def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._memory = mmap.mmap(-1, (workers + 1) * CACHE_LINE_WORDS * 8)
         self.words = memoryview(self._memory).cast("q")
 

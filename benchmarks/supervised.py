@@ -6,7 +6,7 @@
     restart   the supervisor is killed: until the next one has started; and from there until a hold that goes on has been ended,
               beyond the lease that it then has
     idle      share of one core that the supervisor uses while so many leased locks (lease 0.2 s) are open and unused
-    grants    contracts granted per second, one process asking
+    grants    contracts granted per second, for new names, with so many processes asking
 
 The floor is what the kernel needs to take an identical process apart: from SIGKILL to its pidfd being readable.
 """
@@ -38,6 +38,8 @@ ROUNDS, ROUNDS_QUICK = 21, 7
 BATCHES, BATCHES_QUICK = 40, 15
 IDLE_S, IDLE_S_QUICK = 10.0, 3.0
 OPEN_LOCKS = (1000, 10_000)
+ASKING = (1, 2)  # processes
+GRANTS, GRANTS_ROUNDS, GRANTS_ROUNDS_QUICK = 1000, 7, 3  # contracts in each round
 OVERRUN_LEASE_S = 0.1  # the heir waits before it ends
 PATIENCE_S = 10.0
 RESTARTS, RESTARTS_QUICK = 30, 5
@@ -162,21 +164,52 @@ def _domain(scratch: Any) -> Iterator[str]:
         snapshot.clean(domain)
 
 
+def _ask(domain: str, board: Board, worker: int, names: range) -> None:
+    """Obtain a contract for each name, having begun with one that does not count."""
+    locks = [shlock.Lock("keeper", domain=domain, lease=3600)]
+    board.words[board.row(worker) + _READY] = 1
+    while not board.words[Board.START]:
+        time.sleep(0.001)
+    locks += [shlock.Lock(f"asked-{number}", domain=domain, lease=1) for number in names]
+    board.words[board.row(worker) + _STAMP_NS] = time.monotonic_ns()
+    signal.pause()
+
+
+def _grants(domain: str, rounds: int) -> dict[str, Series]:
+    found = {str(asking): Series() for asking in ASKING}
+    names = 0
+    for index, asking in turns(list(found), rounds):
+        board = Board(int(asking))
+        try:
+            with Crew() as crew:
+                for worker in range(board.workers):
+                    share = GRANTS // board.workers
+                    crew.start(_ask, domain, board, worker, range(names, names := names + share))
+                board.await_all([board.row(worker) + _READY for worker in range(board.workers)], PATIENCE_S, crew)
+                board.words[Board.START] = start = time.monotonic_ns()
+                ends = [board.row(worker) + _STAMP_NS for worker in range(board.workers)]
+                board.await_all(ends, 6 * PATIENCE_S, crew)
+                found[asking].values[index] = GRANTS / (max(board.words[end] for end in ends) - start) * 1e9
+        except CellFailed as failure:
+            found[asking].failure = str(failure)
+        finally:
+            board.close()
+    return found
+
+
 def _idle(domain: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Open the locks, note how long that took, and look what the supervisor uses while nothing happens."""
+    """Open the locks, and look what the supervisor uses while nothing happens."""
     found: dict[str, dict[str, float]] = {}
     locks: list[Any] = []
     for count in OPEN_LOCKS:
-        start, before = time.monotonic(), len(locks)
-        locks += [shlock.Lock(f"idle-{index}", domain=domain, lease=0.2) for index in range(before, count)]
-        grants = (count - before) / (time.monotonic() - start)
+        locks += [shlock.Lock(f"idle-{index}", domain=domain, lease=0.2) for index in range(len(locks), count)]
         pid = _client.supervisor_pid(domain)
         assert pid is not None
         time.sleep(0.5)
         used, start = _cpu_seconds(pid), time.monotonic()
         time.sleep(seconds)
         share = (_cpu_seconds(pid) - used) / (time.monotonic() - start)
-        found[str(count)] = {"share": share, "grants_per_second": grants}
+        found[str(count)] = {"share": share}
     return found
 
 
@@ -194,19 +227,21 @@ def run(quick: bool, scratch: Any) -> Findings:
         restarts = {"next one started": Outcome(), "then enforced": Outcome()}
         for _ in range(RESTARTS_QUICK if quick else RESTARTS):
             _restart(domain, *restarts.values())
+        grants = _grants(domain, GRANTS_ROUNDS_QUICK if quick else GRANTS_ROUNDS)
     with _domain(scratch) as domain, closing(Host(lambda: partial(_idle, domain))) as host:
         idle = host.ask(IDLE_S_QUICK if quick else IDLE_S, 120.0)
-    return _findings(series, outcomes, restarts, idle)
+    return _findings(series, outcomes, restarts, grants, idle)
 
 
 def _findings(
     series: dict[str, dict[str, Series]],
     outcomes: dict[str, Outcome],
     restarts: dict[str, Outcome],
+    grants: dict[str, Series],
     idle: dict[str, dict[str, float]],
 ) -> Findings:
     cost_rows = []
-    data: dict[str, Any] = {"cost": {}, "after": {}, "restart": {}, "idle": idle}
+    data: dict[str, Any] = {"cost": {}, "after": {}, "restart": {}, "grants": {}, "idle": idle}
     for usage, both in series.items():
         found = both["leased"].ratio_to(both["plain"])
         plain, leased = both["plain"].spread(), both["leased"].spread()
@@ -226,9 +261,13 @@ def _findings(
         times = [number(percentile(outcome.first_ns, percent) / 1e6) for percent in (50, 90, 100)]
         restart_rows.append([name, *times, str(len(outcome.first_ns)), str(len(outcome.failures))])
         data["restart"][name] = {"first_ns": outcome.first_ns, "failures": outcome.failures}
-    idle_rows = [
-        [f"{int(count):,}", number(found["share"] * 100), number(found["grants_per_second"])] for count, found in idle.items()
-    ]
+    grant_rows = []
+    for asking, one in grants.items():
+        rate = one.spread()
+        figures = [number(rate.median), f"{number(rate.p25)}..{number(rate.p75)}"] if rate else [NO_FIGURE, one.failure or ""]
+        grant_rows.append([asking, *figures])
+        data["grants"][asking] = one.as_json()
+    idle_rows = [[f"{int(count):,}", number(found["share"] * 100)] for count, found in idle.items()]
     return Findings(
         [
             Table("Leased lock, uncontended", ["usage", "plain, ns", "leased, ns", "ratio", "p25..p75"], cost_rows),
@@ -244,7 +283,8 @@ def _findings(
                 restart_rows,
                 [f"then enforced: from its start, beyond the lease of {RESTART_LEASE_S:g} s that the hold gets"],
             ),
-            Table("Idle supervisor", ["leased locks open", "per cent of a core", "grants/s"], idle_rows),
+            Table("Contracts granted", ["processes asking", "per second", "p25..p75"], grant_rows),
+            Table("Idle supervisor", ["leased locks open", "per cent of a core"], idle_rows),
         ],
         data,
     )

@@ -53,11 +53,10 @@ class _Bell:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection.dup()
-        self._socket.setblocking(False)
 
     def ring(self, data: bytes) -> bool:
         try:
-            self._socket.send(data, socket.MSG_NOSIGNAL)
+            self._socket.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError:  # nobody listens, or he does not keep up
             return False
         return True
@@ -419,6 +418,7 @@ def connect(domain: str, deadline: float, *, start: bool = True) -> socket.socke
                         f"user {uid} has taken its address",
                         "It is none of ours: ask that user's administrator to end it.",
                     )
+                _messages.set_patience(connection, ANSWER_TIMEOUT)
                 return connection
             except BaseException as error:
                 connection.close()
@@ -496,7 +496,7 @@ def ask(domain: str, message: dict[str, Any], *, timeout: float = ANSWER_TIMEOUT
     connection = connect(domain, 0.0, start=False)
     with connection:
         pid = _messages.peer(connection)[0]
-        connection.settimeout(timeout)
+        _messages.set_patience(connection, timeout)
         try:
             answer = _messages.exchange(connection, message)
         except TimeoutError:
@@ -529,7 +529,7 @@ def events(domain: str, *, follow: bool) -> Iterator[dict[str, Any]]:
             continue
         with connection:
             if follow:
-                connection.settimeout(None)
+                _messages.set_patience(connection, None)
             if (now := _messages.peer(connection)[0]) != pid:  # another one, which counts from 1
                 pid, after = now, 0
             while found := _events_after(connection, after, follow):

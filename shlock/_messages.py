@@ -8,11 +8,11 @@ that it says of itself is believed.  Descriptors travel beside a message.  Never
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable
@@ -20,11 +20,12 @@ from typing import Any, Final
 
 from . import _machine
 
-__all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "exchange", "peer", "receive", "send"]
+__all__ = ["MOST_BYTES", "MessageError", "address", "decode", "encode", "exchange", "peer", "receive", "send", "set_patience"]
 
 MOST_BYTES: Final = 16384  # of one message
 MOST_DESCRIPTORS: Final = 253  # beside one message, says the kernel; one that is not received is closed at once
 SLICES: Final = 20  # of the time in which an answer must come
+_TIMEVAL: Final = struct.Struct("ll")  # seconds, microseconds
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 _SO_PEERPIDFD: Final = 77  # Linux 6.5
 _to_json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -78,19 +79,29 @@ def receive(connection: socket.socket, close: Callable[[int], None] = os.close) 
     return data, list(descriptors)
 
 
+def set_patience(connection: socket.socket, seconds: float | None) -> None:
+    """How long ``exchange`` waits at most; None: for ever.  The kernel sees to it, at no cost to a call."""
+    connection.settimeout(None)
+    for option, share in ((socket.SO_SNDTIMEO, 1), (socket.SO_RCVTIMEO, SLICES)):
+        microseconds = 0 if seconds is None else max(1, round(seconds / share * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000)))
+
+
 def exchange(
     connection: socket.socket,
     message: dict[str, Any],
     descriptors: tuple[int, ...] = (),
     received: list[int] | None = None,
 ) -> dict[str, Any]:
-    """Send a message and wait for the answer, as long as the socket's timeout.  ConnectionResetError at its end; TimeoutError.
+    """Send a message and wait for the answer: see ``set_patience``.  ConnectionResetError at its end; TimeoutError.
 
     The descriptors beside the answer are added to ``received``, and closed if there is none.
     """
-    send(connection, message, descriptors)
-    _await_answer(connection)
-    data, beside = receive(connection)
+    try:
+        send(connection, message, descriptors)
+    except BlockingIOError:
+        raise TimeoutError("the other end does not listen") from None
+    data, beside = _receive_patiently(connection)
     if received is not None:
         received += beside
     else:
@@ -101,17 +112,12 @@ def exchange(
     return decode(data)
 
 
-def _await_answer(connection: socket.socket) -> None:
+def _receive_patiently(connection: socket.socket) -> tuple[bytes, list[int]]:
     """Wait in slices: a machine that stood still for a while, as virtual ones do, cost the other end as much time as us."""
-    limit = connection.gettimeout()
-    if not limit:
-        return
-    waiting = select.poll()
-    waiting.register(connection, select.POLLIN)
     for _ in range(SLICES):
-        if waiting.poll(limit * 1000 / SLICES):
-            return
-    raise TimeoutError(f"no answer for {limit:g} s")
+        with contextlib.suppress(BlockingIOError):
+            return receive(connection)
+    raise TimeoutError("no answer")
 
 
 def peer(connection: socket.socket) -> tuple[int, int, int]:

@@ -68,10 +68,10 @@ _process.refresh_in_child.append(_drop_copies)
 
 def find(arena: Arena, name: bytes) -> int | None:
     """Index of the block of that name.  Takes no lock; bounded also when the table is damaged."""
-    table, blocks, load = arena.layout.name_table, arena.layout.blocks, arena.words.load
+    first, blocks, view = arena.layout.name_table + at.NAME_HASH, arena.layout.blocks, arena.words.view
     wanted = _hash(name)
     for index in _probe(wanted, blocks):
-        seen = load(table + index * at.NAME_WORDS + at.NAME_HASH)
+        seen = view[first + index * at.NAME_WORDS]
         if seen == at.HASH_FREE:
             return None
         if seen == wanted and name_at(arena, index) == name:
@@ -268,17 +268,15 @@ def attach_named(domain: str, name: str) -> Block:
 def open_named(domain: str, name: str, declaration: Declaration) -> Block:
     """The block of a name, created if there is none.  SegmentError if it exists as something else."""
     encoded = name.encode()
-    arenas = _chain(domain)
-    for arena in arenas:
-        index = find(arena, encoded)
-        if index is not None:
-            return checked(arena, index, name, declaration)
+    arenas = _domains.get(domain) or _chain(domain)
+    block = _find_among(arenas, name, encoded, declaration)
+    if block is not None:
+        return block
     with creating(arenas[0]):
         arenas = _chain(domain)
-        for arena in arenas:
-            index = find(arena, encoded)
-            if index is not None:
-                return checked(arena, index, name, declaration)
+        block = _find_among(arenas, name, encoded, declaration)
+        if block is not None:
+            return block
         for arena in arenas:
             index = insert(arena, encoded, declaration)
             if index is not None:
@@ -291,6 +289,14 @@ def open_named(domain: str, name: str, declaration: Declaration) -> Block:
                 return arena.block(index, name)
             if arena.layout.blocks == MOST_BLOCKS:
                 raise ValueError(f"{declaration.cells} permits or parties are more than one segment holds")
+
+
+def _find_among(arenas: list[Arena], name: str, encoded: bytes, declaration: Declaration) -> Block | None:
+    for arena in arenas:
+        index = find(arena, encoded)
+        if index is not None:
+            return checked(arena, index, name, declaration)
+    return None
 
 
 def checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:

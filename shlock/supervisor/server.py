@@ -57,7 +57,7 @@ MOST_OF_ONE_USER: Final = 512  # connections, of one user among several
 MOST_ARENAS: Final = 4096  # that one user's connections use at a time
 MOST_LINGERING: Final = 32  # descriptors of one user that are slow to close
 MOST_REFUSALS: Final = 20  # of one connection; then it is ended
-MOST_AT_A_TURN: Final = 32  # messages of one connection
+MOST_AT_A_TURN: Final = 32  # new connections
 MOST_EVENTS: Final = 10_000
 BUDGET: Final = _messages.MOST_BYTES - 256  # bytes of a list in an answer
 BIND_TIMEOUT: Final = 2.0  # seconds for another supervisor to say who it is, or to go
@@ -114,6 +114,7 @@ class Server:
         self._claim = _machine.claim(domain) if self.is_of_machine else -1
         self._selector = selectors.EpollSelector()
         self._timer = SYSTEM.timer()
+        self._timer_is_set_to = NEVER
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stop = False
         self._paused_until = 0  # monotonic ns; 0: connections are accepted
@@ -160,7 +161,8 @@ class Server:
                         due = min(due, gone)
                     else:
                         self._idle_since = SYSTEM.monotonic_ns()
-                if due != NEVER:
+                if due != self._timer_is_set_to and due != NEVER:
+                    self._timer_is_set_to = due
                     SYSTEM.set_timer(self._timer, due)
                 for key, _ in self._selector.select(longest_sleep):
                     self._handle(key.data)
@@ -232,6 +234,7 @@ class Server:
         )
 
     def _tick(self) -> None:
+        self._timer_is_set_to = NEVER
         with contextlib.suppress(BlockingIOError):
             os.read(self._timer, 8)
 
@@ -383,36 +386,36 @@ class Server:
         self.watch.forget(client)
 
     def _hear(self, session: Session) -> None:
-        for _ in range(MOST_AT_A_TURN):  # then the others have a turn
-            if session.socket not in self._sessions:
-                return
-            try:
-                data, descriptors = _messages.receive(session.socket, functools.partial(self._close_received, session))
-            except BlockingIOError:
-                return
-            except (OSError, ValueError) as error:
-                self.emit("refused", pid=session.pid, reason=str(error))
+        """One message: then the others have a turn."""
+        if session.socket not in self._sessions:
+            return  # dropped since it was found readable
+        try:
+            data, descriptors = _messages.receive(session.socket, functools.partial(self._close_received, session))
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as error:
+            self.emit("refused", pid=session.pid, reason=str(error))
+            self._drop(session)
+            return
+        try:
+            if not data:
                 self._drop(session)
                 return
-            try:
-                if not data:
-                    self._drop(session)
-                    return
-                answer = self._serve(session, _messages.decode(data), descriptors)
-                if answer is not None:
-                    self._answer(session, answer)
-            except _Refused as error:
-                self.emit("refused", pid=session.pid, reason=str(error))
-                self._answer(session, {"error": str(error)})
-                session.refusals += 1
-                if session.refusals >= MOST_REFUSALS:
-                    self._drop(session)
-            except (_messages.MessageError, OSError, ValueError) as error:
-                self.emit("refused", pid=session.pid, reason=str(error))
+            answer = self._serve(session, _messages.decode(data), descriptors)
+            if answer is not None:
+                self._answer(session, answer)
+        except _Refused as error:
+            self.emit("refused", pid=session.pid, reason=str(error))
+            self._answer(session, {"error": str(error)})
+            session.refusals += 1
+            if session.refusals >= MOST_REFUSALS:
                 self._drop(session)
-            finally:
-                for descriptor in descriptors:
-                    self._close_received(session, descriptor)
+        except (_messages.MessageError, OSError, ValueError) as error:
+            self.emit("refused", pid=session.pid, reason=str(error))
+            self._drop(session)
+        finally:
+            for descriptor in descriptors:
+                self._close_received(session, descriptor)
 
     def _close_received(self, session: Session, descriptor: int) -> None:
         if _is_memory(descriptor):
