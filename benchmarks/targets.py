@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import messages
+from . import messages, scale
 from .frames import COPYING, READING
 from .messages import size_text
 from .peers import BASELINE, OURS
@@ -25,6 +25,9 @@ IDLE_PER_CENT = 0.5
 GRANTS_PER_SECOND = 1000
 FRAMES_RATIO = 0.9
 ENFORCED_WITHIN_MS = 100
+SCALE_RATIO = 2.0
+SCALE_BYTES = 256
+SCALE_PS_S = 1.0
 MESSAGES = (  # bytes of a message, who, over whom, at least so many times as many messages per second
     (messages.KIB, messages.OUR_PIPE, messages.PIPE, 2.5),
     (messages.KIB, messages.OUR_QUEUE, messages.QUEUE, 4.0),
@@ -117,6 +120,20 @@ def _ratio_of_messages(cells: dict[str, Any], size: int, ours: str, other: str) 
     return found
 
 
+def _scale(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    flat = {place: cell["ratio"] for place, cell in data["cells"].items() if not place.startswith("ps")}
+    worst = max(flat, key=flat.__getitem__)
+    ps = data["cells"][f"ps, {scale.LARGE}"]["median"] / 1e9
+    text = (
+        f"{data['names']:,} locks, {data['processes']:,} processes and waiters: an operation costs at most {SCALE_RATIO} times"
+    )
+    return [
+        (f"{text} (worst: {worst})", flat[worst], flat[worst] <= SCALE_RATIO),
+        (f"less than {SCALE_BYTES} bytes for each lock", data["bytes_per_lock"], data["bytes_per_lock"] < SCALE_BYTES),
+        (f"shlock ps in less than {SCALE_PS_S:g} s", ps, ps < SCALE_PS_S),
+    ]
+
+
 def _frames(data: dict[str, Any]) -> tuple[str, float, bool]:
     found = data[READING]["ratio"]
     text = f"a writer beside {READING} keeps at least {FRAMES_RATIO} times its rate beside {COPYING}"
@@ -132,6 +149,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "supervised": _supervised,
     "messages": _messages,
     "frames": _frames,
+    "scale": _scale,
 }
 
 

@@ -68,7 +68,7 @@ def first_in_line(parking: Parking, key: int, *, alive: bool = False, but: int =
     """
     waiting = [index for index in parking.in_line(key) if index != but]
     while waiting:
-        index = min(waiting, key=parking.turn_of) if len(waiting) > 1 else waiting[0]
+        index = parking.first_of(waiting)
         if not alive or parking.is_alive(index):
             return index
         waiting.remove(index)

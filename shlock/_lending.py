@@ -41,8 +41,8 @@ class Lender:
         self._first, self._length = first, length
         self._before = sys.getrefcount(self._mapping)
         # A memoryview of its own: every slice and cast of it holds a reference to the mapping, and so can be counted.
-        with memoryview(self._mapping) as whole, whole[first : first + length] as part:
-            return part.toreadonly() if read_only else part[:]
+        view = memoryview(self._mapping)[first : first + length]
+        return view.toreadonly() if read_only else view
 
     def end(self, view: memoryview) -> bool:
         """Release a view.  True if something was made of it that is still there, and is cut off now."""

@@ -28,6 +28,10 @@ SLICES: Final = 20  # of the time in which an answer must come
 _TIMEVAL: Final = struct.Struct("ll")  # seconds, microseconds
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 _SO_PEERPIDFD: Final = 77  # Linux 6.5
+# As plain numbers: to combine the flags of the socket module anew takes longer than to decode a message.
+_TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_QUIETLY: Final = int(socket.MSG_NOSIGNAL)
+_CLOSED_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _to_json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -63,7 +67,10 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
     """Send one message.  Blocks as the socket does; BrokenPipeError, ConnectionResetError if nobody listens any more."""
-    socket.send_fds(connection, [encode(message)], list(descriptors), socket.MSG_NOSIGNAL)
+    if descriptors:
+        socket.send_fds(connection, [encode(message)], list(descriptors), _QUIETLY)
+    else:
+        connection.send(encode(message), _QUIETLY)
 
 
 def receive(connection: socket.socket, close: Callable[[int], None] = os.close) -> tuple[bytes, list[int]]:
@@ -71,8 +78,8 @@ def receive(connection: socket.socket, close: Callable[[int], None] = os.close) 
 
     ``close`` is for the descriptors beside a packet that is refused with MessageError.
     """
-    data, descriptors, flags, _ = socket.recv_fds(connection, MOST_BYTES + 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    data, descriptors, flags, _ = socket.recv_fds(connection, MOST_BYTES + 1, MOST_DESCRIPTORS, _CLOSED_ON_EXEC)
+    if flags & _TRUNCATED:
         for descriptor in descriptors:
             close(descriptor)
         raise MessageError("a message or its descriptors are too many for one packet")

@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -49,6 +50,10 @@ __all__ = [
 
 DEFAULT_DOMAIN: Final = "default"
 CREATION_TIMEOUT: Final = 10.0  # seconds
+FULL: Final = 9, 10  # a table is full when so much of it is used
+STRETCH: Final = 64  # rows of a table that are looked at together
+_ROW: Final = at.NAME_WORDS * at.WORD  # bytes
+_FREE: Final = at.HASH_FREE.to_bytes(at.WORD, sys.byteorder)
 
 
 _domains: dict[str, list[Arena]] = {}
@@ -66,16 +71,19 @@ _process.refresh_in_child.append(_drop_copies)
 # -- one segment ---------------------------------------------------------------------------------------------------------
 
 
-def find(arena: Arena, name: bytes) -> int | None:
-    """Index of the block of that name.  Takes no lock; bounded also when the table is damaged."""
-    first, blocks, view = arena.layout.name_table + at.NAME_HASH, arena.layout.blocks, arena.words.view
-    wanted = _hash(name)
-    for index in _probe(wanted, blocks):
-        seen = view[first + index * at.NAME_WORDS]
-        if seen == at.HASH_FREE:
+def find(arena: Arena, name: bytes, number: int | None = None) -> int | None:
+    """Index of the block of that name, whose hash is ``number``.  Takes no lock; bounded also when the table is damaged."""
+    wanted = _hash(name) if number is None else number
+    sought = wanted.to_bytes(at.WORD, sys.byteorder)
+    for begin, rows in _stretches(arena, wanted):
+        free = _row_with(_FREE, rows)
+        row = _row_with(sought, rows)
+        while 0 <= row < (free if free >= 0 else STRETCH):
+            if name_at(arena, begin + row) == name:
+                return begin + row
+            row = _row_with(sought, rows, row + 1)
+        if free >= 0:
             return None
-        if seen == wanted and name_at(arena, index) == name:
-            return index
     return None
 
 
@@ -107,7 +115,7 @@ def insert(arena: Arena, name: bytes, declaration: Declaration) -> int | None:
     count = 1 + extensions_for(declaration.cells)
     used = words.load(at.HEADER_NAMES_USED)
     text_used = words.load(at.HEADER_TEXT_USED)
-    if used + count > blocks * 3 // 4 or text_used + len(name) > arena.layout.text:
+    if used + count > blocks * FULL[0] // FULL[1] or text_used + len(name) > arena.layout.text:
         return None
     wanted = _hash(name)
     free = list(itertools.islice(_free_places(arena, wanted), count))
@@ -139,10 +147,11 @@ def insert(arena: Arena, name: bytes, declaration: Declaration) -> int | None:
 
 
 def _free_places(arena: Arena, wanted: int) -> Iterator[int]:
-    table = arena.layout.name_table
-    for index in _probe(wanted, arena.layout.blocks):
-        if arena.words.load(table + index * at.NAME_WORDS + at.NAME_HASH) == at.HASH_FREE:
-            yield index
+    for begin, rows in _stretches(arena, wanted):
+        row = _row_with(_FREE, rows)
+        while row >= 0:
+            yield begin + row
+            row = _row_with(_FREE, rows, row + 1)
 
 
 @contextlib.contextmanager
@@ -177,11 +186,22 @@ def _hash(name: bytes) -> int:
     return number if number > at.HASH_EXTENSION + 1 else number + 4
 
 
-def _probe(number: int, size: int) -> Iterator[int]:
-    """Every index of a table once, from the one that a hash gives."""
+def _stretches(arena: Arena, number: int) -> Iterator[tuple[int, bytes]]:
+    """Copies of the table of names in pieces, from the row on that a hash gives, each row once; and where they begin."""
+    view, table, size = arena.words.view, arena.layout.name_table, arena.layout.blocks
     first = number % size
-    yield from range(first, size)
-    yield from range(first)
+    for begin, end in ((first, size), (0, first)):
+        for start in range(begin, end, STRETCH):
+            stop = min(start + STRETCH, end)
+            yield start, bytes(view[table + start * at.NAME_WORDS : table + stop * at.NAME_WORDS])
+
+
+def _row_with(number: bytes, rows: bytes, first: int = 0) -> int:
+    """The next row that begins with the bytes of this hash, or -1."""
+    place = rows.find(number, first * _ROW)
+    while place % _ROW and place >= 0:
+        place = rows.find(number, place + 1)
+    return place // _ROW
 
 
 # -- the chain -----------------------------------------------------------------------------------------------------------
@@ -238,9 +258,14 @@ def attach_file(name: str, *, read_only: bool = False) -> Arena | None:
     return None if segment is None else Arena.over(segment)
 
 
+def blocks_at(position: int) -> int:
+    """How many blocks a segment of a domain has.  Each size from the third on comes twice, so that less stays unused."""
+    return min(FIRST_BLOCKS * 4 << min(position, 1 + position // 2), MOST_BLOCKS)
+
+
 def _publish(domain: str, position: int) -> Arena:
     """Create a segment of a domain, or attach to the one that somebody else has just created."""
-    blocks = min(FIRST_BLOCKS * 4 << position, MOST_BLOCKS)
+    blocks = blocks_at(position)
     name = segment_name(domain, position)
     while True:
         arena = Arena.create(blocks, domain)
@@ -292,8 +317,9 @@ def open_named(domain: str, name: str, declaration: Declaration) -> Block:
 
 
 def _find_among(arenas: list[Arena], name: str, encoded: bytes, declaration: Declaration) -> Block | None:
+    number = _hash(encoded)
     for arena in arenas:
-        index = find(arena, encoded)
+        index = find(arena, encoded, number)
         if index is not None:
             return checked(arena, index, name, declaration)
     return None

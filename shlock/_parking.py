@@ -25,7 +25,10 @@ hint and no grant, and an empty one does no harm.
 
 Everybody who sleeps also *polls*: looks for itself after at most the poll interval.  That finds dead owners, and
 wake-ups that died with the process that owed them, without any other process's help.  The waiter that is first in line
-polls every 10 ms, the one behind it every 40 ms, the next every 90 ms, up to a second, so that a crowd costs little.
+polls every 10 ms, the one behind it every 40 ms, the next every 90 ms, up to a second, so that a crowd costs little.  Those who
+are the first in many lines are a crowd, too: together those of an arena poll 1,000 times a second at most.  Of a process's
+threads that are far behind in a line only one polls at a time, ten times a second at most: a thousand who all did would need
+every processor for it, and whoever is called would wait for its interpreter.
 
 Signals: a wait that a signal interrupts goes on.  ``posix_ipc`` replaces what a handler raised by its own error (except for
 KeyboardInterrupt).  So while the main thread sleeps, signals that have a Python handler other than the default of SIGINT are
@@ -39,6 +42,7 @@ import math
 import os
 import secrets
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +64,10 @@ __all__ = ["POLL_INTERVAL", "Parking", "Spot", "Waiter", "deadline_after", "park
 
 POLL_INTERVAL: Final = 0.010  # seconds, of the waiter that is first in line
 LONGEST_POLL_INTERVAL: Final = 1.0
+FAR_BEHIND: Final = 9  # who has so many ahead polls at the longest interval
+GLANCE: Final = 64  # spots all over the table, by which a thread sees that it is far behind
+LOOK_INTERVAL: Final = 0.1  # seconds between the polls of a process's threads that are far behind, together
+MOST_POLLS: Final = 1000  # in a second, of the first in all the lines of an arena
 LONGEST_MASKED_SLEEP: Final = 0.020
 LOOKS_FOR_THE_DEAD: Final = 8  # spots that are looked at before a new one is used
 #: A releaser that finds a wake-up under way leaves it at that, but not more often than this in a row: the chosen thread
@@ -70,6 +78,9 @@ MOST_SKIPS: Final = 10
 FIRST_NAP: Final = 50e-6
 MOST_NAPS: Final = 9
 ON_ITS_WAY: Final = -1
+#: In longer tables than this the spots of one block are looked for byte by byte, and their turns are read all at once.
+SHORT_TABLE: Final = 16
+LOWEST_BYTE: Final = 0 if sys.byteorder == "little" else at.WORD - 1
 
 
 class Waiter(Protocol):
@@ -182,6 +193,7 @@ class Parking:
         self.spots = arena.layout.spots
         self.state_first = arena.layout.spot(at.SPOT_STATE, 0)
         self.pool: list[Spot] = []
+        self._next_look: dict[int, float] = {}  # by control block
         self.semaphores: dict[int, Any] = {}
         self.pointers: dict[int, Pointer] = {}
         _all.add(self)
@@ -220,11 +232,18 @@ class Parking:
                 if not late:
                     if crash_points:
                         crash_points[0]("A6 before sleeping")
-                    until = next_poll if deadline is None else min(next_poll, deadline)
-                    if spot.naps:
-                        until = min(until, now + FIRST_NAP * 2 ** (spot.naps - 1))
-                    if until > now:
-                        self._sleep(spot, until - now)
+                    while True:
+                        until = next_poll if deadline is None else min(next_poll, deadline)
+                        if spot.naps:
+                            until = min(until, now + FIRST_NAP * 2 ** (spot.naps - 1))
+                        if until > now:
+                            self._sleep(spot, until - now)
+                        now = SYSTEM.monotonic()
+                        if now < next_poll or process is not _process.current:
+                            break
+                        if not self._is_left_to_others(spot, waiter.index):
+                            break
+                        next_poll = now + LONGEST_POLL_INTERVAL
                     if crash_points:
                         crash_points[0]("A6 awake")
                     now = SYSTEM.monotonic()
@@ -281,15 +300,41 @@ class Parking:
             if mask:
                 _set_mask(signal.SIG_SETMASK, before)  # what came meanwhile is handled here
 
+    def _is_left_to_others(self, spot: Spot, key: int) -> bool:
+        """Whether a thread sleeps on instead of polling.
+
+        A poll among many waiters takes long.  Who is far behind leaves it to those in front; they all may be dead or stopped,
+        so that once in a while one of a process's threads polls for all of them.
+        """
+        if spot.is_notified() or not self._is_far_behind(spot, key):
+            return False
+        now = SYSTEM.monotonic()
+        if now < self._next_look.get(key, 0.0):
+            return True
+        self._next_look[key] = now + LOOK_INTERVAL
+        return False
+
+    def _is_far_behind(self, spot: Spot, key: int) -> bool:
+        """Whether so many are seen to be ahead, at a glance, that this waiter polls as rarely as any."""
+        view, first, mine, ahead = self.words.view, self.state_first, self.turn_of(spot.index), 0
+        key_bits = key << at.KEY_SHIFT & at.KEY
+        used = min(view[at.HEADER_SPOTS_USED], self.spots)
+        for index in range(0, used, 1 + used // GLANCE):
+            state = view[first + index]
+            if state & at.KEY == key_bits and state & at.STATE and self.turn_of(index) < mine:
+                ahead += 1
+                if ahead == FAR_BEHIND:
+                    return True
+        return False
+
     def _place_in_line(self, spot: Spot, key: int) -> float:
-        """How many poll intervals this waiter waits between two looks: 1 for the first in line."""
-        mine = self.turn_of(spot.index)
-        ahead = sum(
-            1
-            for index, state in enumerate(self._states())
-            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key and self.turn_of(index) < mine
-        )
-        return min((1 + ahead) ** 2, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
+        """How many poll intervals this waiter waits between two looks: 1 for the first in line; more if there are many."""
+        indices = sorted({spot.index, *self.in_line(key)})
+        turns = self._turns(indices)
+        mine = turns[indices.index(spot.index)]
+        ahead = sum([turn < mine for turn in turns])
+        intervals = max((1 + ahead) ** 2, self._lines() / (MOST_POLLS * POLL_INTERVAL))
+        return min(intervals, LONGEST_POLL_INTERVAL / POLL_INTERVAL)
 
     def relies_on_another(self, spot: Spot, key: int) -> bool:
         """Whether a thread that waits may leave the word unmarked: one is on its way in, and will see to it.
@@ -300,8 +345,7 @@ class Parking:
             spot.trust = MOST_SKIPS
             return False
         spot.trust -= 1
-        mask, notified = at.KEY | at.STATE, key << at.KEY_SHIFT | at.NOTIFIED
-        return any(state & mask == notified for state in self._states())
+        return bool(self._line(key, at.NOTIFIED))
 
     # -- waking -------------------------------------------------------------------------------------------------------
 
@@ -310,9 +354,53 @@ class Parking:
         load, spot = self.words.load, self.layout.spot
         return -load(spot(at.SPOT_PRECEDENCE, index)), load(spot(at.SPOT_SINCE, index))
 
-    def _states(self) -> list[int]:
+    def first_of(self, indices: list[int]) -> int:
+        """Of at least one spot the one whose thread is the first in line."""
+        if len(indices) == 1:
+            return indices[0]
+        turns = self._turns(indices)
+        return indices[turns.index(min(turns))]
+
+    def _turns(self, indices: list[int]) -> list[int]:
+        """Numbers in the order of ``turn_of`` of these spots, whose indices ascend."""
+        view, spot = self.words.view, self.layout.spot
+        first, end = indices[0], indices[-1] + 1
+        if len(indices) <= SHORT_TABLE:
+            return [view[spot(at.SPOT_SINCE, index)] - (view[spot(at.SPOT_PRECEDENCE, index)] << 64) for index in indices]
+        precedence, since = (view[spot(array, first) : spot(array, end)] for array in (at.SPOT_PRECEDENCE, at.SPOT_SINCE))
+        turns = since.tolist()
+        if any(ranks := precedence.tolist()):
+            turns = [began - (rank << 64) for began, rank in zip(turns, ranks, strict=True)]
+        return [turns[index - first] for index in indices]
+
+    def _lines(self) -> int:
+        """For how many blocks threads wait."""
+        view, first, mask = self.words.view, self.state_first, at.KEY | at.STATE
+        states = view[first : first + min(view[at.HEADER_SPOTS_USED], self.spots)].tolist()
+        return len({word & at.KEY for word in {state & mask for state in states} if word & at.STATE})
+
+    def _line(self, key: int, *wanted: int) -> list[tuple[int, int]]:
+        """Index and S of the threads that wait for this block, those that were chosen included, by index; or in one state only.
+
+        Each word is read at an instant of its own.  Of the lowest bytes, which hold the state and a part of the key, a copy
+        is searched: who is not in that one yet is going to look at W itself.
+        """
         view, first = self.words.view, self.state_first
-        return view[first : first + min(view[at.HEADER_SPOTS_USED], self.spots)].tolist()
+        states = view[first : first + min(view[at.HEADER_SPOTS_USED], self.spots)]
+        key_bits = key << at.KEY_SHIFT & at.KEY
+        accepted = wanted or (at.WAITING, at.NOTIFIED, at.STATE)
+        if len(states) > SHORT_TABLE:
+            lowest = bytes(states)[LOWEST_BYTE :: at.WORD]
+            patterns = [key_bits & 0xFF | state for state in accepted]
+            if sum(map(lowest.count, patterns)) <= len(lowest) // 8:
+                found = sorted(index for pattern in patterns for index in _places_of(pattern, lowest))
+                pairs = [(index, states[index]) for index in found]
+                return [(index, state) for index, state in pairs if state & at.KEY == key_bits and state & at.STATE in accepted]
+        return [
+            (index, state)
+            for index, state in enumerate(states.tolist())
+            if state & at.KEY == key_bits and state & at.STATE in accepted
+        ]
 
     def unpark_one(self, key: int, skips: list[int] | None = None) -> int:
         """Wake the thread that is the first in line for this block.
@@ -320,40 +408,33 @@ class Parking:
         Returns since when it has waited (monotonic ns), ON_ITS_WAY if it was left at an earlier wake-up, 0 if nobody
         waits.  With ``skips`` (one count, kept by the caller), an earlier one is enough up to MOST_SKIPS times.
         """
-        wanted = key << at.KEY_SHIFT | at.WAITING
-        mask = at.KEY | at.STATE
         since_first = self.layout.spot(at.SPOT_SINCE, 0)
         for _ in range(2 * self.spots):  # each failure is somebody's success, unless somebody overwrites the spots
-            states = self._states()
-            waiting = [index for index, state in enumerate(states) if state & mask == wanted]
-            if skips is not None or not waiting:
-                notified = key << at.KEY_SHIFT | at.NOTIFIED
-                under_way = any(state & mask == notified for state in states)
-                if not waiting:
-                    return ON_ITS_WAY if under_way else 0
-                if under_way and skips is not None and skips[0] < MOST_SKIPS:
-                    skips[0] += 1
-                    return ON_ITS_WAY
+            if skips is not None and skips[0] < MOST_SKIPS and self._line(key, at.NOTIFIED):
+                skips[0] += 1
+                return ON_ITS_WAY
+            line = self._line(key)
+            waiting = {index: state for index, state in line if state & at.STATE == at.WAITING}
+            if not waiting:
+                return ON_ITS_WAY if line else 0
             if skips is not None:
                 skips[0] = 0
-            index = waiting[0]
-            if len(waiting) > 1:
-                index = min(waiting, key=self.turn_of)
+            index = self.first_of(list(waiting))
             if crash_points:
                 crash_points[0]("R3 waiter chosen")
             since = self.words.load(since_first + index)
-            if self._notify(index, states[index]):
+            if self._notify(index, waiting[index]):
                 return since or ON_ITS_WAY
         return ON_ITS_WAY
 
     def unpark_behind(self, key: int, spot: Spot) -> None:
         """Wake the thread that has waited for this block the longest of those that began to wait later than this one."""
-        wanted, mask, since = key << at.KEY_SHIFT | at.WAITING, at.KEY | at.STATE, at.SPOT_SINCE
+        since = self.layout.spot(at.SPOT_SINCE, 0)
         mine = self.words.load(spot.since_word)
         behind = [
             (began, index, state)
-            for index, state in enumerate(self._states())
-            if state & mask == wanted and (began := self.words.load(self.layout.spot(since, index))) > mine
+            for index, state in self._line(key, at.WAITING)
+            if (began := self.words.load(since + index)) > mine
         ]
         for _, index, state in sorted(behind):
             if self._notify(index, state):
@@ -361,8 +442,7 @@ class Parking:
 
     def unpark_many(self, key: int, most: int | None = None) -> int:
         """Wake the threads that wait for this block, the longest-waiting first, up to ``most``; how many were."""
-        wanted, mask = key << at.KEY_SHIFT | at.WAITING, at.KEY | at.STATE
-        waiting = [(index, state) for index, state in enumerate(self._states()) if state & mask == wanted]
+        waiting = self._line(key, at.WAITING)
         since = self.layout.spot(at.SPOT_SINCE, 0)
         waiting.sort(key=lambda pair: self.words.load(since + pair[0]))
         woken = 0
@@ -374,9 +454,7 @@ class Parking:
 
     def in_line(self, key: int) -> list[int]:
         """The spots of the threads that wait for this block, those that were chosen included."""
-        return [
-            index for index, state in enumerate(self._states()) if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key
-        ]
+        return [index for index, _ in self._line(key)]
 
     def is_alive(self, index: int) -> bool:
         """Whether the process lives that has a spot."""
@@ -533,17 +611,14 @@ class Parking:
     def _reap_in_line(self, key: int) -> None:
         """Take dead threads out of the line: those that were chosen, and the one that is first."""
         claims = self.layout.spot(at.SPOT_CLAIM, 0)
-        in_line = [
-            (state & at.STATE != at.NOTIFIED, self.turn_of(index), index)
-            for index, state in enumerate(self._states())
-            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key
-        ]
-        for is_waiting, _, index in sorted(in_line):
+        line = self._line(key)
+        chosen = [index for index, state in line if state & at.STATE == at.NOTIFIED]
+        waiting = [index for index, state in line if state & at.STATE != at.NOTIFIED]
+        first = [self.first_of(waiting)] if waiting else []
+        for index in (*sorted(chosen, key=self.turn_of), *first):
             claim = self.words.load(claims + index)
             if not _process.is_alive(claim) and self._reap(index, claim):
                 self.words.store(claims + index, 0)
-            if is_waiting:
-                break
 
     def reap_all_of(self, owner: int) -> None:
         """Take the spots of a process that is dead, and pass on the wake-ups that were on their way to it."""
@@ -555,13 +630,12 @@ class Parking:
 
     def waiting(self, key: int) -> Iterator[tuple[int, int, int]]:
         """Of every thread that waits for this block: identity word, native thread number, since (monotonic ns)."""
-        for index, state in enumerate(self._states()):
-            if state & at.STATE and (state & at.KEY) >> at.KEY_SHIFT == key:
-                claim, thread, since = (
-                    self.words.load(self.layout.spot(array, index)) for array in (at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
-                )
-                if _process.is_alive(claim):
-                    yield claim, thread, since
+        for index, _ in self._line(key):
+            claim, thread, since = (
+                self.words.load(self.layout.spot(array, index)) for array in (at.SPOT_CLAIM, at.SPOT_THREAD, at.SPOT_SINCE)
+            )
+            if _process.is_alive(claim):
+                yield claim, thread, since
 
     def _start_janitor(self) -> None:
         """Make sure that a janitor waits for the end of this arena."""
@@ -573,6 +647,13 @@ class Parking:
         self.words.compare_exchange(at.HEADER_JANITOR, janitor, starting)
         started = start_janitor(self.segment.fd, f"sem.{PREFIX}-{self.identity:016x}-")
         self.words.compare_exchange(at.HEADER_JANITOR, starting, started)
+
+
+def _places_of(pattern: int, text: bytes) -> Iterator[int]:
+    place = text.find(pattern)
+    while place >= 0:
+        yield place
+        place = text.find(pattern, place + 1)
 
 
 _all: weakref.WeakSet[Parking] = weakref.WeakSet()

@@ -47,6 +47,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import struct
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -76,8 +77,12 @@ LENGTH: Final = (1 << LENGTH_BITS) - 1
 TAG_SHIFT: Final = LENGTH_BITS
 TAG: Final = 0xFF
 LINK: Final = 1 << 63
-#: A header word from here on is of a message that is taken as a bytearray, which can be written to.
-TO_BE_WRITTEN: Final = 3 << TAG_SHIFT
+#: Messages with a tag from here on are taken as a bytearray, which can be written to.
+TO_BE_WRITTEN: Final = 3
+#: Bytes of messages that are joined to be written in one piece: longer ones take less to be written than to be copied twice.
+MOST_JOINED: Final = 4096
+#: Messages that are looked at together to see whether they are equally long.
+MOST_EQUALS: Final = 64
 #: In READABLE: nobody will take messages any more; in WRITABLE: nobody will put any.
 SHUT: Final = 1 << 1
 ATTENTION: Final = at.PARKED | SHUT
@@ -90,7 +95,8 @@ HIGH: Final = COUNT << COUNT_SHIFT
 LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chunks is found though others lie in between
 
 NO_MEMORY, FREE, USED, LEFT = range(4)
-_NO_MEMORY_BYTE, _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
+_NO_MEMORY_BYTE, *_WITH_MEMORY = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
+_FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
 OVERHEAD: Final = 2 * at.WORD  # of a message: its header, and a link behind it
 #: INTENT of consumers: place of the first message + 1, and from this bit on how many messages.
 MESSAGES_SHIFT: Final = 33
@@ -143,6 +149,14 @@ class Geometry:
         """Bytes of the whole ring."""
         return self.table + self.chunk * self.chunks
 
+    def most_beside(self, run: int) -> int:
+        """How many chunks may be in use when a message is added that needs so many.
+
+        A large message may wait beside another one, so that its producer and its consumer work at the same time: as far as
+        that takes no more memory than is kept anyway.
+        """
+        return max(self.most, min(2 * run, self.kept)) if self.is_lazy else self.most
+
     @property
     def longest(self) -> int:
         """Bytes of the longest message."""
@@ -186,6 +200,7 @@ class _End:
         self.mask = geometry.chunk - 1
         self.room = geometry.chunk - OVERHEAD  # the longest message at the beginning of a chunk
         self.table = memoryview(memory.map(geometry.first, geometry.table))
+        self._known, self._nothing = 0, b""  # how much of the table was ever in use, and what there is behind that
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
         self.intent = 0  # that of this end
@@ -225,8 +240,8 @@ class _End:
 
     def lend(self, place: int, length: int, *, read_only: bool = False) -> memoryview:
         """Under the lock: a view of the bytes of the message there, until ``take_back``."""
-        self.lent = self.lender.lend(place + 8, length, read_only=read_only)
-        return self.lent
+        view = self.lent = self.lender.lend(place + 8, length, read_only=read_only)
+        return view
 
     def take_back(self) -> None:
         """The end of the view.  May be called again when it was interrupted."""
@@ -246,48 +261,67 @@ class _End:
 
     def follow(self, place: int, left: list[range]) -> tuple[int, int]:
         """Place and header of the message that should be at a place, checked; ``left`` gets the chunks before it."""
-        self.map_up_to(place + at.WORD)
+        chunk, mask = self.chunk, self.mask
+        if place >= self._mapped:
+            self.map_up_to(place + at.WORD)
         word = self.words[place >> 3]
         if word & LINK:
-            before, place = place, (word & PLACE) << 3
-            if place & self.mask:
+            index, place = place // chunk, (word & PLACE) << 3
+            if place & mask:
                 raise self.damaged("a link leads into the middle of a chunk")
-            self.map_up_to(place + at.WORD)
+            if place >= self._mapped:
+                self.map_up_to(place + at.WORD)
             word = self.words[place >> 3]
-            left.append(range(before // self.chunk, before // self.chunk + 1))
+            left.append(range(index, index + 1))
         length = word & LENGTH
-        if word & LINK or ((place & self.mask) + length > self.room and place & self.mask):
-            raise self.damaged("the header of a message was overwritten")
-        end = place + length + OVERHEAD + 7 & ~7
-        self.map_up_to(end)
-        if (end - 1) // self.chunk > place // self.chunk:
-            left.append(range(place // self.chunk, (end - 1) // self.chunk))
+        if (place & mask) + length > self.room or word & LINK:
+            if word & LINK or place & mask:
+                raise self.damaged("the header of a message was overwritten")
+            end = place + length + OVERHEAD + 7 & ~7
+            self.map_up_to(end)
+            left.append(range(place // chunk, (end - 1) // chunk))
         return place, word
 
     def give_back(self, left: list[range]) -> None:
         """Under the lock of the consumers, HEAD being behind them: chunks are not in use any more.  Closes INTENT (R6)."""
-        table = self.table
-        mine = [index for chunks in left for index in chunks if table[index] == USED]
-        for index in mine:
-            table[index] = LEFT
+        mine = [used for chunks in left for used in self._used_of(chunks)]
+        for chunks in mine:
+            self.table[chunks.start : chunks.stop] = _LEFT_BYTE * len(chunks)
         if IS_WEAK:
             fence()
         self.view[self._their_intent] = 0
         if crash_points:
             crash_points[0]("C35 chunks LEFT, INTENT closed")
-        self.free(mine)
-        self._sweep()
+        states = self.states()
+        self._free(mine, states)
+        if states.count(_LEFT_BYTE) > sum(map(len, mine)):
+            self._sweep()
 
-    def free(self, indices: Iterable[int]) -> None:
+    def states(self) -> bytes:
+        """The table, as far as there are chunks with memory: to search all of it costs more than to copy a message."""
+        states, known = self.table[: self.geometry.chunks].tobytes(), self._known
+        if states[known:] != self._nothing:
+            known = min(self.geometry.chunks, 2 + 2 * max(map(states.rfind, _WITH_MEMORY)))
+            self._known, self._nothing = known, _NO_MEMORY_BYTE * (self.geometry.chunks - known)
+        return states[:known]
+
+    def _used_of(self, chunks: range) -> Iterable[range]:
+        """Those that are USED: all of them, unless the table was overwritten or a dead consumer has begun to leave them."""
+        states = self.table[chunks.start : chunks.stop].tobytes()
+        if states == _USED_BYTE * len(chunks):
+            return (chunks,)
+        return [range(index, index + 1) for index, state in zip(chunks, states, strict=False) if state == USED]
+
+    def _free(self, mine: Iterable[range], states: bytes) -> None:
         """Chunks that are the caller's are not in use any more."""
-        is_lazy = self.geometry.is_lazy
-        kept = self.table[: self.geometry.chunks].tobytes().count(_FREE_BYTE) if is_lazy else 0
-        for index in indices:
-            if is_lazy and kept >= self.geometry.kept:
+        geometry = self.geometry
+        may_keep = geometry.kept - states.count(_FREE_BYTE) if geometry.is_lazy else geometry.chunks
+        for chunks in mine:
+            kept = chunks[: max(0, may_keep)]
+            self.table[kept.start : kept.stop] = _FREE_BYTE * len(kept)
+            for index in chunks[len(kept) :]:
                 self._give_memory_back(index)
-            else:
-                self.table[index] = FREE
-                kept += 1
+            may_keep -= len(kept)
 
     def _sweep(self) -> None:
         """Under the lock of the consumers: free what one of them had left when it died."""
@@ -512,7 +546,9 @@ class Producer(_End):
         self.intent = block.start + at.BLOCK_INTENT
         self._consumers = memory.control(control + CONSUMERS)
         self.longest = geometry.longest
-        self.look_for_the_dead: Callable[[], None] | None = None  # called when several chunks are waiting
+        #: Called when several chunks are waiting and nobody has taken any of their messages since the last one was begun.
+        self.look_for_the_dead: Callable[[], None] | None = None
+        self._head_seen = -1
 
     # -- putting ------------------------------------------------------------------------------------------------------
 
@@ -527,19 +563,22 @@ class Producer(_End):
         try:
             with lock or self.way_in:
                 tail = view[self.tail]
-                place = (tail & PLACE) << 3
+                word = tail & PLACE
+                place = word << 3
                 if (place & self.mask) + length > self.room or place >= self._mapped or self.most_messages != COUNT:
                     place = self._find_place(tail, length)
                     if place < 0:
                         return False
-                end = place + 8 + length
-                self.mapping[place + 8 : end] = body
-                self.words[place >> 3] = length | tag << TAG_SHIFT
+                    word = place >> 3
+                    tail = tail & HIGH | word
+                start = place + 8
+                self.mapping[start : start + length] = body
+                self.words[word] = length | tag << TAG_SHIFT if tag else length
                 if crash_points:
                     crash_points[0]("C30 bytes written")
                 if IS_WEAK:
                     fence()
-                view[self.tail] = tail + ONE & HIGH | end + 7 >> 3  # R1
+                view[self.tail] = tail + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R1
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
             if view[self.readable] & ATTENTION:
@@ -570,8 +609,15 @@ class Producer(_End):
 
         ValueError if one of them never fits, and then none was put.  OSError if there is no memory for the first of them.
         """
-        if not first and bodies and (longest := max(map(len, bodies))) > self.longest:
+        lengths = list(map(len, bodies))
+        if not first and bodies and (longest := max(lengths)) > self.longest:
             raise self.too_long(longest)
+        tags = list(tags)
+        step = 0  # from one message to the next, of many that are to be written in one piece
+        if len(tags) > 1 and len(set(lengths)) == 1 and len(set(tags)) == 1 and lengths[0] <= min(MOST_JOINED, self.room):
+            step = lengths[0] + 15 & ~7
+            header = (lengths[0] | tags[0] << TAG_SHIFT).to_bytes(8, "little")
+            between = bytes(step - 8 - lengths[0]) + header
         view, words, mapping, mask, room, mapped = self.view, self.words, self.mapping, self.mask, self.room, self._mapped
         process, has_limit = _process.current, self.most_messages != COUNT
         done = 0
@@ -579,8 +625,9 @@ class Producer(_End):
             with lock or self.way_in:
                 tail = view[self.tail]
                 place, count = (tail & PLACE) << 3, tail >> COUNT_SHIFT
-                for body, tag in zip(bodies[first:] if first else bodies, tags, strict=False):
-                    length = len(body)
+                while first + done < len(bodies):
+                    index = first + done
+                    length = lengths[index]
                     if (place & mask) + length > room or place >= mapped or has_limit:
                         if IS_WEAK:
                             fence()
@@ -594,11 +641,18 @@ class Producer(_End):
                         if place < 0:
                             break
                         words, mapping, mapped = self.words, self.mapping, self._mapped
-                    end = place + 8 + length
-                    mapping[place + 8 : end] = body
-                    words[place >> 3] = length | tag << TAG_SHIFT
-                    place = end + 7 & ~7
-                    done += 1
+                    if step and not has_limit:
+                        run = bodies[index : index + (self.chunk - at.WORD - (place & mask)) // step]
+                        written = header + between.join(run)
+                        mapping[place : place + len(written)] = written
+                        place += step * len(run)
+                        done += len(run)
+                    else:
+                        end = place + 8 + length
+                        mapping[place + 8 : end] = bodies[index]
+                        words[place >> 3] = length | tags[done] << TAG_SHIFT
+                        place = end + 7 & ~7
+                        done += 1
                 else:
                     if crash_points:
                         crash_points[0]("C30 bytes written")
@@ -639,10 +693,8 @@ class Producer(_End):
         if self._are_chunks_taken_in_vain():
             return True  # whoever takes the next chunks gives these back first
         run = -(-(length + OVERHEAD) // self.chunk)
-        table = self.table[: self.geometry.chunks].tobytes()
-        if not self.is_empty() and table.count(_USED_BYTE) + run > self.geometry.most:
-            return False
-        return table.replace(_FREE_BYTE, _NO_MEMORY_BYTE).find(_NO_MEMORY_BYTE * run) >= 0
+        states = self.states()
+        return not self._are_too_many_used(states, run) and self._run_without_memory(states, run) >= 0
 
     def _are_chunks_taken_in_vain(self) -> bool:
         """Whether there are chunks of a message that was not sent: not yet, or never (C32; a reservation that was given up)."""
@@ -671,18 +723,24 @@ class Producer(_End):
             return place
         self._undo_intent(place)
         run = -(-(length + OVERHEAD) // self.chunk)
-        if self.look_for_the_dead is not None and self.table[: self.geometry.chunks].tobytes().count(_USED_BYTE) > run:
-            self.look_for_the_dead()
+        if self.look_for_the_dead is not None and self.states().count(_USED_BYTE) > run:
+            head = self.view[self.head]
+            if head == self._head_seen:
+                self.look_for_the_dead()
+            self._head_seen = head
         first = self._find_run(run)
         if first < 0 and self._finish_for_the_dead():
             first = self._find_run(run)
         if first < 0:
             return -1
         self.view[self.intent] = first << COUNT_SHIFT | run
-        for index in range(first, first + run):
-            if self.table[index] == NO_MEMORY:
-                self.memory.reserve(self.geometry.first + self.geometry.table + index * self.chunk, self.chunk)  # R5
-            self.table[index] = USED
+        if _NO_MEMORY_BYTE in self.table[first : first + run].tobytes():
+            for index in range(first, first + run):
+                if self.table[index] == NO_MEMORY:
+                    self.memory.reserve(self.geometry.first + self.geometry.table + index * self.chunk, self.chunk)  # R5
+                self.table[index] = USED
+        else:
+            self.table[first : first + run] = _USED_BYTE * run
         self.map_up_to((first + run) * self.chunk)
         self.words[place >> 3] = LINK | first * self.chunk >> 3  # R3
         if crash_points:
@@ -691,11 +749,20 @@ class Producer(_End):
 
     def _find_run(self, run: int) -> int:
         """The first of so many chunks in a row that are not in use; -1 if there are none, or too many are in use."""
-        table = self.table[: self.geometry.chunks].tobytes()
-        if not self.is_empty() and table.count(_USED_BYTE) + run > self.geometry.most:
+        states = self.states()
+        if self._are_too_many_used(states, run):
             return -1
-        with_memory = table.find(_FREE_BYTE * run)
-        return with_memory if with_memory >= 0 else table.replace(_FREE_BYTE, _NO_MEMORY_BYTE).find(_NO_MEMORY_BYTE * run)
+        with_memory = states.find(_FREE_BYTE * run)
+        return with_memory if with_memory >= 0 else self._run_without_memory(states, run)
+
+    def _are_too_many_used(self, states: bytes, run: int) -> bool:
+        """Whether others have to be taken before so many more may be used."""
+        return states.count(_USED_BYTE) + run > self.geometry.most_beside(run) and not self.is_empty()
+
+    def _run_without_memory(self, states: bytes, run: int) -> int:
+        """The first of so many chunks in a row that are not in use, though some of them may have no memory; or -1."""
+        first = (states.replace(_FREE_BYTE, _NO_MEMORY_BYTE) + _NO_MEMORY_BYTE * run).find(_NO_MEMORY_BYTE * run)
+        return first if first + run <= self.geometry.chunks else -1
 
     def _undo_intent(self, place: int) -> None:
         """Give back what was taken for a message that was never sent (C32).  ``place``: of TAIL, under the lock."""
@@ -732,23 +799,25 @@ class Producer(_End):
 
     # -- in place -----------------------------------------------------------------------------------------------------
 
-    def begin(self, length: int) -> tuple[int, memoryview] | None:
-        """Under the lock: the place of the next message and a view of its bytes; None if there is no room."""
-        place = self._find_place(self.view[self.tail], length)
-        return None if place < 0 else (place, self.lend(place, length))
+    def begin(self, length: int) -> tuple[int, int, memoryview] | None:
+        """Under the lock: TAIL, the place of the next message, and a view of its bytes; None if there is no room."""
+        tail = self.view[self.tail]
+        place = self._find_place(tail, length)
+        return None if place < 0 else (tail, place, self.lend(place, length))
 
     def finish(self, place: int, length: int, tag: int = 0) -> None:
         """Under the lock: send the message whose bytes are in place.  It may be shorter than ``begin`` was told."""
-        first, run = self.view[self.intent] >> COUNT_SHIFT, self.view[self.intent] & PLACE
+        intent, tail = self.view[self.intent], self.view[self.tail]
+        first, run = intent >> COUNT_SHIFT, intent & PLACE
         needed = -(-(length + OVERHEAD) // self.chunk)
         if needed < run and first * self.chunk == place:
-            self.free(range(first + needed, min(first + run, self.geometry.chunks)))  # while INTENT still names them
+            self._free([range(first + needed, min(first + run, self.geometry.chunks))], self.states())  # INTENT names them
         self.words[place >> 3] = length | tag << TAG_SHIFT
         if crash_points:
             crash_points[0]("C30 bytes written")
         if IS_WEAK:
             fence()
-        self.view[self.tail] = self.view[self.tail] + ONE & HIGH | place + 8 + length + 7 >> 3
+        self.view[self.tail] = tail + ONE & HIGH | place + 8 + length + 7 >> 3  # R1
         if crash_points:
             crash_points[0]("C31 TAIL stored")
 
@@ -785,29 +854,28 @@ class Consumer(_End):
                     fence()
                 place = (head & PLACE) << 3
                 word = self.words[place >> 3] if place < self._mapped else LINK
-                length = word & LENGTH
-                if word & LINK or (place & self.mask) + length > self.room:
+                tag, length = word >> TAG_SHIFT, word & LENGTH
+                if tag > TAG or (place & self.mask) + length > self.room:
                     left = []
                     place, word = self.follow(place, left)
-                    length = word & LENGTH
+                    tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                 start = place + 8
                 end = start + length
                 # A slice of an mmap is a copy, at half the price of one of a memoryview.
-                body = self.mapping[start:end] if word < TO_BE_WRITTEN else bytearray(self.data[start:end])
+                body = self.mapping[start:end] if tag < TO_BE_WRITTEN else bytearray(self.data[start:end])
                 if crash_points:
                     crash_points[0]("C33 bytes read")
-                after = head + ONE & HIGH | end + 7 >> 3
                 if left is None:
-                    view[self.head] = after  # R2
+                    view[self.head] = head + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R2
                 else:
-                    self._step(head, after, left)
+                    self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
             if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
                 self.wake(self.writable_block)
         except BaseException as error:
             raise self.failed(self.writable_block, error, process) from None
-        return word >> TAG_SHIFT & TAG, body
+        return tag, body
 
     def get_many(self, most: int, lock: Lock | Within | None = None) -> list[tuple[int, bytes | bytearray]]:
         """Take all messages that are there, up to so many, at once: none of them is gone if we die meanwhile."""
@@ -825,17 +893,22 @@ class Consumer(_End):
                     fence()
                 place = (head & PLACE) << 3
                 words, mapping, mask, room, mapped = self.words, self.mapping, self.mask, self.room, self._mapped
-                for _ in range(count):
+                while len(found) < count:
                     word = words[place >> 3] if place < mapped else LINK
-                    length = word & LENGTH
-                    if word & LINK or (place & mask) + length > room:
+                    tag, length = word >> TAG_SHIFT, word & LENGTH
+                    if tag > TAG or (place & mask) + length > room:
                         place, word = self.follow(place, left)
                         words, mapping, mapped = self.words, self.mapping, self._mapped
-                        length = word & LENGTH
+                        tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                     end = place + 8 + length
-                    body = mapping[place + 8 : end]
-                    append((word >> TAG_SHIFT & TAG, body if word < TO_BE_WRITTEN else bytearray(body)))
-                    place = end + 7 & ~7
+                    after = end + 7 & ~7
+                    if length <= room and tag < TO_BE_WRITTEN and words[after >> 3] == word:
+                        place, run = self._equals(place, after - place, count - len(found))
+                        found += [(tag, body) for (body,) in run]
+                    else:
+                        body = mapping[place + 8 : end]
+                        append((tag, body if tag < TO_BE_WRITTEN else bytearray(body)))
+                        place = after
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 self._step(head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
@@ -846,6 +919,20 @@ class Consumer(_End):
         except BaseException as error:
             raise self.failed(self.writable_block, error, process) from None
         return found
+
+    def _equals(self, place: int, step: int, most: int) -> tuple[int, Iterable[tuple[bytes]]]:
+        """The messages in a row, from a place on, that have the same header as the first one; and the place behind them.
+
+        They lie in one chunk, ``step`` bytes from one to the next, and are all taken by one call.
+        """
+        words, first = self.words, place >> 3
+        fitting = min(most, MOST_EQUALS, (self.chunk - at.WORD - (place & self.mask)) // step)
+        headers, word = words[first : first + fitting * (step >> 3) : step >> 3].tolist(), words[first]
+        count = headers.count(word)
+        if count < fitting:
+            count = next(index for index, header in enumerate(headers) if header != word)
+        length, end = word & LENGTH, place + count * step
+        return end, struct.iter_unpack(f"=8x{length}s{step - 8 - length}x", self.data[place:end])
 
     def wake_consumers(self) -> None:
         """Have one that waits for a message look again."""
@@ -883,10 +970,10 @@ class Consumer(_End):
 
     # -- in place -----------------------------------------------------------------------------------------------------
 
-    def begin(self) -> tuple[int, int, memoryview] | None:
-        """Under the lock: HEAD behind the next message, its tag, and a view of its bytes; None if there is none."""
+    def begin(self) -> tuple[int, int, int, memoryview] | None:
+        """Under the lock: HEAD, HEAD behind the next message, its tag, and a view of its bytes; None if there is none."""
         head = self.view[self.head]
-        if self.is_empty():
+        if self.view[self.tail] == head:
             return None
         if IS_WEAK:
             fence()
@@ -894,7 +981,7 @@ class Consumer(_End):
         place, word = self.follow((head & PLACE) << 3, self._left)
         length = word & LENGTH
         after = head + ONE & HIGH | place + 8 + length + 7 >> 3
-        return after, word >> TAG_SHIFT & TAG, self.lend(place, length, read_only=True)
+        return head, after, word >> TAG_SHIFT & TAG, self.lend(place, length, read_only=True)
 
     def finish(self, after: int) -> None:
         """Under the lock: the message that ``begin`` gave is taken."""

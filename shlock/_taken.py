@@ -252,7 +252,7 @@ class Slots:
         try:
             got = consumer.begin()
             assert got is not None
-            after, tag, content = got
+            _, after, tag, content = got
             view[self.kept] = 1  # T5
             view[self.taking] = slot.index + 1
             if crash_points:

@@ -153,7 +153,7 @@ class _Messages:
             raise TypeError(f"size must be a number of bytes, not {type(size).__name__}")
         if size < 0:
             raise ValueError(f"size must not be negative: {size}")
-        return Reservation(self, size, timeout)
+        return Reservation(self, timeout, size)
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
@@ -282,11 +282,12 @@ class _InPlace:
     leaves the lock held, as that of a Lock.
     """
 
-    __slots__ = ("_before", "_end", "_error", "_is_done", "_is_over", "_messages", "_process", "_timeout")
+    __slots__ = ("_before", "_end", "_error", "_is_done", "_is_over", "_messages", "_process", "_size", "_timeout")
 
-    def __init__(self, messages: _Messages, timeout: float | None) -> None:
+    def __init__(self, messages: _Messages, timeout: float | None, size: int = 0) -> None:
         self._messages = messages
         self._timeout = timeout
+        self._size = size
         self._end: Any = None  # Producer or Consumer, from the beginning of the block on
         self._process: object = None
         self._before = 0  # TAIL or HEAD
@@ -303,13 +304,13 @@ class _InPlace:
         if self._end is not None:
             raise ValueError("this was used already")
         end = self._end = self._choose()
+        inside = Within(end, None)
         try:
-            deadline = deadline_after(self._timeout)
+            deadline = None if self._timeout is None else deadline_after(self._timeout)
             while True:
-                Within(end, deadline).__enter__()
+                (inside if deadline is None else Within(end, deadline)).__enter__()
                 self._process = _process.current
-                end.way_in = Within(end, None)
-                self._before = self._place()
+                end.way_in = inside
                 view = self._begin()
                 if view is not None:
                     return view
@@ -369,9 +370,10 @@ class _InPlace:
         """Nothing of it is left; may be called again when it was interrupted."""
         end, process = self._end, self._process
         if process is _process.current and end.lock._words.is_mine():
-            end.take_back()
-            end.way_in = end.lock
-            end.lock.release()
+            if end.lent is not None:
+                end.take_back()
+            lock = end.way_in = end.lock
+            lock.release()
 
     def _choose(self) -> Any:
         """The end of the ring."""
@@ -382,6 +384,7 @@ class _InPlace:
         raise NotImplementedError
 
     def _begin(self) -> memoryview | None:
+        """Note TAIL or HEAD, and the view; None if there is no room, or no message."""
         raise NotImplementedError
 
     def _wait(self, deadline: float | None) -> None:
@@ -395,12 +398,7 @@ class _InPlace:
 class Reservation(_InPlace):
     """The room for one message, while it is being written."""
 
-    __slots__ = ("_size", "_start")
-
-    def __init__(self, messages: _Messages, size: int, timeout: float | None) -> None:
-        super().__init__(messages, timeout)
-        self._size = size
-        self._start = -1
+    __slots__ = ("_start",)
 
     def truncate(self, length: int) -> None:
         """Send only the first ``length`` bytes of the view."""
@@ -412,10 +410,10 @@ class Reservation(_InPlace):
         return self._messages._out
 
     def _begin(self) -> memoryview | None:
-        got: tuple[int, memoryview] | None = self._end.begin(self._size)
+        got: tuple[int, int, memoryview] | None = self._end.begin(self._size)
         if got is None:
             return None
-        self._start, view = got
+        self._before, self._start, view = got
         return view
 
     def _wait(self, deadline: float | None) -> None:
@@ -441,10 +439,10 @@ class Peek(_InPlace):
         return self._messages._in
 
     def _begin(self) -> memoryview | None:
-        got: tuple[int, int, memoryview] | None = self._end.begin()
+        got: tuple[int, int, int, memoryview] | None = self._end.begin()
         if got is None:
             return None
-        self._after, _, view = got
+        self._before, self._after, _, view = got
         return view
 
     def _wait(self, deadline: float | None) -> None:

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -400,6 +401,8 @@ def _duration(seconds: float) -> str:
 
 def _printable(text: str) -> str:
     """The text with all that could move a terminal's cursor or break a table as escapes: names are other people's."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -412,12 +415,10 @@ def _plain_table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...]) -> I
     """The lines of a table; a cell of several lines makes several."""
     lines = [columns]
     for row in rows:
-        cells = [cell.split("\n") for cell in row]
-        height = max(len(cell) for cell in cells)
-        lines += [tuple(cell[i] if i < len(cell) else "" for cell in cells) for i in range(height)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+        lines += zip_longest(*(cell.split("\n") for cell in row), fillvalue="") if "\n" in row[-1] else [row]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield "  ".join(map(str.ljust, line, widths)).rstrip()
 
 
 def _print_rich_table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...] = _COLUMNS) -> bool:

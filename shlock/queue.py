@@ -47,6 +47,7 @@ DONE: Final = 1 + 2 * CONTROLS  # counts the items that are done; who joins park
 FIRST_SLOT: Final = DONE + 1  # and behind the slots a word at which parks who waits for an empty one
 BLOCKS: Final = FIRST_SLOT + SLOTS + 1
 MOST_ITEMS: Final = 2**31 - 1
+KEPT_CHUNKS: Final = 16  # that nobody uses: taking their memory anew costs more than filling it
 JOINABLE: Final = 1 << 32  # in BLOCK_MOST_ITEMS: its items are counted until they are done
 
 _USUAL: Final = ("send", "receive")
@@ -57,7 +58,7 @@ def _geometries(size: int) -> tuple[Geometry, Geometry]:
     if size:
         items = Geometry.for_capacity(size)
     else:
-        items = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_CHUNKS, is_lazy=True)
+        items = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_CHUNKS, is_lazy=True, kept=KEPT_CHUNKS)
     chunks = max(items.chunks, min(PIPE_CHUNKS, 4 * LONGEST // items.chunk))  # as far as a place can say
     return items, Geometry(items.chunk, chunks, chunks, items.size, is_lazy=True)
 
@@ -104,7 +105,8 @@ class _Items:
         if block and timeout is None and (slots is None or not slots.view[slots.kept]):
             got = self._in.get()
             if got is not None:
-                return _pickling.loads(*got)
+                tag, body = got
+                return body if tag == _pickling.OBJECT_IS_BYTES else _pickling.loads(tag, body)
         return _pickling.loads(*self._get_slowly(block, timeout))
 
     def _get_slowly(self, block: bool, timeout: float | None) -> tuple[int, Any]:
@@ -185,7 +187,7 @@ class _Items:
         failure: BaseException | None = None
         for tag, body in found:
             try:
-                objects.append(_pickling.loads(tag, body))
+                objects.append(body if tag == _pickling.OBJECT_IS_BYTES else _pickling.loads(tag, body))
             except Exception as error:
                 failure = failure or error
         if failure is not None:
@@ -391,7 +393,7 @@ class Queue(_Items):
         """
         out = self._out
         out.put  # noqa: B018 - ValueError of a closed queue comes before whatever is wrong with the object
-        tag, body = _pickling.dumps(obj)
+        tag, body = (_pickling.OBJECT_IS_BYTES, obj) if obj.__class__ is bytes else _pickling.dumps(obj)
         if tag == _pickling.OUT_OF_BAND or timeout is not None or not block or not out.put(body, tag):
             self._put_slowly(tag, body, block, timeout)
 
@@ -425,7 +427,7 @@ class Queue(_Items):
         tags: list[int] = []
         bodies: list[Any] = []
         for obj in objs:
-            tag, body = _pickling.dumps(obj)
+            tag, body = (_pickling.OBJECT_IS_BYTES, obj) if obj.__class__ is bytes else _pickling.dumps(obj)
             if tag == _pickling.OUT_OF_BAND:
                 length, parts = _pickling.layout(body)
                 joined = bytearray(length)

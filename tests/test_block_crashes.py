@@ -102,8 +102,8 @@ def go_on(block: shlock.Block, use: Use, byte: int) -> list[int]:
 
 def wait_for(block: shlock.Block, version: int) -> int:
     """What a watcher does."""
-    while block.version < version:
-        assert block.wait_for_change(block.version, PATIENCE), "nobody told of a change"
+    while (seen := block.version) < version:
+        assert block.wait_for_change(seen, PATIENCE), "nobody told of a change"
     return block.version
 
 

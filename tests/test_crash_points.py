@@ -1076,7 +1076,7 @@ def create_name_with_many_words(stage: Stage) -> None:
 def create_name_in_a_further_segment(stage: Stage) -> None:
     blocks, _names.FIRST_BLOCKS = _names.FIRST_BLOCKS, 2
     try:
-        full = _names.FIRST_BLOCKS * 4 * 3 // 4  # block 0 is never used
+        full = _names.FIRST_BLOCKS * 4 * _names.FULL[0] // _names.FULL[1]  # block 0 is never used
         create_name(stage, lambda name: shlock.Lock(name, domain=stage.domain), others_first=full)
     finally:
         _names.FIRST_BLOCKS = blocks

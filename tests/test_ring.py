@@ -169,7 +169,7 @@ class AsADeque(RuleBasedStateMachine):
             got = producer.begin(length)
             if got is None:
                 return
-            place, view = got
+            _, place, view = got
             view[:] = body
             producer.take_back()
             if is_sent:
@@ -198,7 +198,7 @@ class AsADeque(RuleBasedStateMachine):
             if got is None:
                 assert not self.wanted
                 return
-            after, tag, view = got
+            _, after, tag, view = got
             assert (tag, view) == self.wanted[0]
             consumer.take_back()
             if is_taken:
@@ -740,3 +740,51 @@ def test_a_ring_knows_that_its_last_message_ends_behind_the_last_chunk() -> None
     for operation in (lambda: ring.producer.put(b"y"), lambda: ring.consumer.get(), lambda: ring.consumer.get_many(2)):
         with pytest.raises(SegmentError, match="a message ends behind the last chunk"):
             operation()
+
+
+# -- many of the same length ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 9, 100, 1000, CHUNK - 16, CHUNK, _ring.MOST_JOINED + 1])
+@pytest.mark.parametrize("tag", [0, 2, 3])
+@pytest.mark.parametrize("geometry", [SMALL, LAZY])
+def test_many_messages_of_one_length_are_those_that_were_put(geometry: Geometry, tag: int, length: int) -> None:
+    ring = Ring(geometry)
+    sent: deque[bytes] = deque()
+    number = 0
+    for count in (1, 2, 63, 64, 65, 200) * 3:
+        bodies = [content(number + index, length) for index in range(count)]
+        done = ring.producer.put_many(bodies, [tag] * count, 0)
+        assert done
+        sent += bodies[:done]
+        number += done
+        while sent:
+            found = ring.consumer.get_many(max(1, len(sent) * 2 // 3))
+            assert [(tag, sent.popleft()) for _ in found] == found
+            if sent:
+                assert ring.consumer.get() == (tag, sent.popleft())
+    assert ring.consumer.waiting() == 0
+
+
+def test_a_message_of_another_length_ends_a_row_of_equal_ones() -> None:
+    ring = Ring()
+    bodies = [b"x" * 16] * 5 + [b"y" * 15, b"", b"z" * 16, *[b"x" * 16] * 3, b"w" * 24, b"w" * 24]
+    for most in range(1, len(bodies) + 2):
+        tags = [0] * len(bodies)
+        tags[2] = 1
+        assert ring.producer.put_many(bodies, tags, 0) == len(bodies)
+        found: list[Any] = []
+        while ring.consumer.waiting():
+            found += ring.consumer.get_many(most)
+        assert found == list(zip(tags, bodies, strict=True))
+
+
+@pytest.mark.parametrize("label", ["C30 bytes written", "C31 TAIL stored", "C33 bytes read", "C34 HEAD stored"])
+def test_a_row_of_equal_messages_is_put_and_taken_at_once_or_not_at_all(label: str) -> None:
+    ring = Ring()
+    bodies = [content(index, 40) for index in range(30)]
+    with interrupted_at(label), pytest.raises(Interrupted):
+        ring.producer.put_many(bodies, [0] * 30, 0)
+        ring.consumer.get_many(30)
+    left = {"C30 bytes written": 0, "C31 TAIL stored": 30, "C33 bytes read": 30, "C34 HEAD stored": 0}[label]
+    assert [body for _, body in ring.new_consumer().get_many(99)] == bodies[:left]

@@ -475,7 +475,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2),
         "_parking.Parking.relies_on_another",
-        "any(state & mask == notified for state in self._states())",
+        "bool(self._line(key, at.NOTIFIED))",
         "True",
         "nobody can go on",
     ),

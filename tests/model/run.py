@@ -508,8 +508,10 @@ def _search(configuration: Configuration, folder: Path) -> str:
     defines = [f"-D{name}={value}" for name, value in configuration.defines.items()]
     _run(["spin", "-a", *defines, model], folder, output="pan.c")
     kind = "-DNP" if configuration.progress else "-DSAFETY"
-    # Without partial order reduction: it saves little here, and a model without it is easier to trust.
-    options = ["-O1", "-w", "-DCOLLAPSE", "-DNOREDUCE", "-DNOFAIR", kind, f"-DMEMLIM={MEMORY_LIMIT_MB}"]
+    # Without partial order reduction: it saves little here, and a model without it is easier to trust.  To optimise takes
+    # the compiler half a minute for the large models, which only the largest searches win back.
+    effort = "-O1" if configuration.size == "deep" else "-O0"
+    options = [effort, "-w", "-DCOLLAPSE", "-DNOREDUCE", "-DNOFAIR", kind, f"-DMEMLIM={MEMORY_LIMIT_MB}"]
     _run(["gcc", *options, "-o", "pan", "pan.c"], folder, output="pan")
     command = ["./pan", f"-m{configuration.depth}", *(["-l"] if configuration.progress else [])]
     return _run(command, folder)
