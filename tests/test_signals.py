@@ -557,6 +557,7 @@ class FirstAtBarrier(Trial):
         self.returned = True
 
     def finish(self, outcome: Interruption) -> None:
+        _sys.crash_points.clear()  # interrupted before A6, it has not brought the other one yet, and nobody else may come below
         assert self.returned is not outcome.raised
         assert self.barrier.n_waiting == 0
         assert self.barrier.waiters == ()
@@ -701,18 +702,21 @@ def test_signals_to_a_thread_that_is_not_the_main_one_resume_its_wait(handling: 
     lock.acquire()
     waiting: list[float] = []
     idents: list[int] = []
+    may_end = threading.Event()  # a signal to a thread that has ended would be the end of the process
 
     def wait() -> bool:
         idents.append(threading.get_ident())
         start = time.monotonic()
         got = lock.acquire(True, 0.3)
         waiting.append(time.monotonic() - start)
+        assert may_end.wait(PATIENCE)
         return got
 
     waiter = InThread(wait)
     eventually(lambda: lock.waiters)
     while not waiting:
         signal.pthread_kill(idents[0], signal.SIGUSR1) if lock.waiters else time.sleep(0)
+    may_end.set()
     assert waiter.result() is False
     assert waiting[0] >= 0.3
     assert len(seen) >= 3
