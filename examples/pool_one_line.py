@@ -6,14 +6,14 @@ holding it (an AbandonedWarning). Nothing is to be repaired here: an addition ca
 
 import os
 import signal
-from multiprocessing import Pool, Value
+from multiprocessing import Event, Pool, Value
 
 from shlock import Lock  # was: from multiprocessing import Lock
 
 
-def start(shared_lock, shared_total):
-    global lock, total
-    lock, total = shared_lock, shared_total
+def start(shared_lock, shared_total, shared_inside):
+    global lock, total, inside
+    lock, total, inside = shared_lock, shared_total, shared_inside
 
 
 def add(number):
@@ -23,12 +23,14 @@ def add(number):
 
 def die(number):
     with lock:
+        inside.set()
         os.kill(os.getpid(), signal.SIGKILL)  # as the OOM killer would do it
 
 
 if __name__ == "__main__":
-    lock, total = Lock(), Value("q", 0, lock=False)
-    with Pool(4, initializer=start, initargs=(lock, total)) as pool:
+    lock, total, inside = Lock(), Value("q", 0, lock=False), Event()
+    with Pool(4, initializer=start, initargs=(lock, total, inside)) as pool:
         pool.apply_async(die, (0,))  # its worker ends holding the lock; the Pool starts another worker
+        inside.wait()
         pool.map(add, range(1000))
     print("sum:", total.value)

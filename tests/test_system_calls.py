@@ -47,10 +47,11 @@ LEASED = {
 }
 
 #: Loops that cannot do without, and how often: they show that the others would be caught.  With a waiter it takes many
-#: pairs, because a chosen one naps through most of its owner's turn.
+#: pairs, because a chosen one naps through most of its owner's turn.  A time of waiting that is short for who is traced
+#: would be over before the sleep.
 CONTENDED = {
     "Lock with a waiter": ("with_waiter(shlock.Lock())", "p.release(); p.acquire()", PAIRS),
-    "Lock that is busy, waited for": ("held(shlock.Lock())", "acquire(True, 0.0001)", 100),
+    "Lock that is busy, waited for": ("held(shlock.Lock())", "acquire(True, 0.02)", 20),
 }
 
 PROGRAM = """
