@@ -42,7 +42,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from . import _arena, _names, _process
+from . import _arena, _bias, _names, _process
 from . import _layout as at
 from ._arena import Arena
 from ._parking import POLL_INTERVAL
@@ -166,7 +166,7 @@ class Graph:
         view, start = arena.words.view, arena.layout.block(place[1])
         if view[start + at.BLOCK_KIND] & at.KIND not in KINDS:
             return None
-        owner = at.process_in(view[start + at.BLOCK_WORD])
+        owner = at.process_in(_bias.ordinary(view, start, view[start + at.BLOCK_WORD]))
         word, confirmed = view[start + at.BLOCK_EDGE], view[start + at.BLOCK_CONFIRMED]
         index = at.reserved_spot(word)
         if not owner or confirmed & at.CONFIRMED_SPOT != index + 1:

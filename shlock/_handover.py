@@ -130,7 +130,7 @@ def settle(parking: Parking, key: int) -> None:
     words = parking.words
     for _ in range(MOST_TRIES):
         w = words.load(place)
-        if not w & at.OWNER:
+        if not w & at.OWNER or at.names_slot(w):  # who comes then sees to it that it is an ordinary word
             parking.unpark_one(key)
             return
         if not at.is_reservation(w):
@@ -179,7 +179,7 @@ def after_reaping(parking: Parking, key: int) -> None:
 
 def is_for(parking: Parking, w: int, index: int) -> bool:
     """Whether a word is reserved for the thread at a spot."""
-    if w & at.PID or not w & at.OWNER:
+    if w & (at.PID | at.REVOKED) or not w & at.OWNER:
         return False
     return w & at.OWNER == at.reservation(index, parking.words.load(parking.state_first + index))
 

@@ -16,7 +16,8 @@ The owner word (bits of W; one per Lock or RLock, one per permit of an owned Sem
 
     bits 0-4 flags | bits 5-26 pid | bits 27-63 birth: start time of the process in clock ticks since boot
 
-or, where the lock is reserved for one waiter (``_handover``), pid 0 and in the place of the birth::
+or, where it is biased to a process (``_bias``), the number of a slot, and of the bias; or, where the lock is reserved for
+one waiter (``_handover``), pid 0 and in the place of the birth::
 
     bits 27-37 index of the waiter's spot, + 1 | bits 38-63 the lowest bits of the sequence of its S
     bits 27-37 all set: for nobody             | bits 38-41 a count, bits 42-63 pid of who looks for somebody
@@ -28,11 +29,12 @@ The spot word (S)::
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
-VERSION: Final = 2
+VERSION: Final = 3
 
 WORD: Final = 8  # bytes
 WORD_MASK: Final = (1 << 64) - 1
@@ -43,8 +45,9 @@ STARTING: Final = 1 << 0  # in HEADER_JANITOR
 PARKED: Final = 1 << 0  # somebody may be asleep on this word: a release has to look for a waiter
 DIED: Final = 1 << 1  # an owner died inside and nobody has put in order what it left
 TAKEN: Final = 1 << 2  # a supervisor is taking it away from its owner, who is not inside
-BIASED: Final = 1 << 3  # kept for the biased path
-REVOKING: Final = 1 << 4  # kept for the biased path
+BIASED: Final = 1 << 3  # see ``_bias``: alone, the word names a slot
+REVOKING: Final = 1 << 4  # likewise
+REVOKED: Final = BIASED | REVOKING  # both: its owner got in by the biased path
 FLAGS: Final = PARKED | DIED | TAKEN | BIASED | REVOKING
 OWNER: Final = WORD_MASK & ~FLAGS
 
@@ -58,6 +61,12 @@ RESERVED_SPOT_BITS: Final = 11
 RESERVED_SEQUENCE_SHIFT: Final = RESERVED_SPOT_SHIFT + RESERVED_SPOT_BITS
 NOBODY: Final = (1 << RESERVED_SPOT_BITS) - 1  # in the place of the spot; no segment has as many
 ATTEMPT_BITS: Final = 64 - RESERVED_SEQUENCE_SHIFT - PID_BITS
+
+# A word that names a slot: the flag, bits 5-7 slot, bits 8-63 generation.
+BIAS_SLOT_SHIFT: Final = 5
+BIAS_SLOT_MASK: Final = 7
+GENERATION_SHIFT: Final = 8
+GENERATION: Final = (1 << 64 - GENERATION_SHIFT) - 1
 
 # Words that count, of Semaphore, Event, Condition and Barrier: flags below, numbers above.
 COUNT_SHIFT: Final = 5
@@ -120,7 +129,7 @@ SEMAPHORE_WORDS: Final = 4  # a sem_t
 
 # A control block, in words.
 BLOCK_WORD: Final = 0  # W
-BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned, bit 17 leased, bit 18 ranked
+BLOCK_KIND: Final = 1  # bits 0-7 kind, bits 8-15 policy, bit 16 owned, bit 17 leased, bit 18 ranked, bit 19 unbiased
 BLOCK_PARAMETER: Final = 2  # Semaphore: initial value and bound; Barrier: parties; RWLock: readers, 0 = as usual
 BLOCK_DEAD: Final = 3  # identity of the owner that died last
 BLOCK_FOUND: Final = 4  # when that was found, nanoseconds since the epoch
@@ -143,6 +152,11 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
+# Nor have others, which may be biased.
+BLOCK_GENERATION: Final = 8  # how often it was
+BLOCK_BIASES: Final = 9  # BIAS_SLOTS words: identity of who claimed the slot
+BLOCK_HOLDS: Final = 13  # H of each slot, a byte
+BIAS_SLOTS: Final = 4
 BLOCK_GATE: Final = 11  # of an RWLock, whose cells, the records of its readers, are all in extensions
 USUAL_READERS: Final = 64  # where the parameter is 0
 # Of a Lock, RLock or guarded buffer, for those who look for deadlocks (``_deadlock``).
@@ -175,6 +189,7 @@ POLICY_SHIFT: Final = 8
 POLICY: Final = 0xFF << POLICY_SHIFT
 OWNED: Final = 1 << 16
 LEASED: Final = 1 << 17  # every process that uses it has a contract
+UNBIASED: Final = 1 << 19  # who uses it cannot call membarrier
 RANKED: Final = 1 << 18  # some of these contracts have precedence: it is handed over in the exact order of the line
 
 # Reasons, in BLOCK_SENTENCE.
@@ -257,7 +272,7 @@ def reserved_for_nobody(pid: int, attempt: int) -> int:
 
 def is_reservation(word: int) -> bool:
     """Whether an owner word names a spot, and no process."""
-    return bool(word & OWNER) and not word & PID
+    return bool(word & OWNER) and not word & (PID | BIASED | REVOKING)
 
 
 def reserved_spot(word: int) -> int:
@@ -271,8 +286,28 @@ def arena_number(identity: int) -> int:
 
 
 def process_in(word: int) -> int:
-    """The identity word of the owner, or 0: nobody, or reserved."""
-    return word & OWNER if word & PID else 0
+    """The identity word of the owner, or 0: nobody, or reserved, or biased."""
+    return word & OWNER if word & PID and not names_slot(word) else 0
+
+
+def names_slot(word: int) -> bool:
+    """Whether an owner word names a slot, and no process."""
+    return word & REVOKED in (BIASED, REVOKING)
+
+
+def biased(slot: int, generation: int) -> int:
+    """The word of a lock that is kept for the process which has claimed a slot."""
+    return generation << GENERATION_SHIFT | slot << BIAS_SLOT_SHIFT | BIASED
+
+
+def slot_in(word: int) -> int:
+    """The slot that a word names; it may be out of bounds."""
+    return word >> BIAS_SLOT_SHIFT & BIAS_SLOT_MASK
+
+
+def byte_of(number: int) -> int:
+    """Where in a word the byte is that has its bits from 8 * number on."""
+    return number if sys.byteorder == "little" else WORD - 1 - number
 
 
 def bytes_of_tables(header: bytes, size: int) -> int:

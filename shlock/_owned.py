@@ -61,10 +61,11 @@ import warnings
 import weakref
 from _thread import get_ident
 from collections.abc import Callable
+from types import CellType, FunctionType
 from typing import Any, Final
 
+from . import _bias, _process
 from . import _layout as at
-from . import _process
 from ._arena import Block
 from ._atomic import Operand, Pointer, borrow_operand, give_back, pointer, raw_compare_exchange
 from ._deadlock import Wait, copy_of
@@ -95,8 +96,9 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "block", "depth", "grant", "has_permits", "is_inherited", "is_lock", "kept", "looks",
-        "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "thread", "turn", "view",
+        "__weakref__", "biased", "block", "credit", "depth", "grant", "granted", "granting", "has_permits", "held",
+        "is_inherited", "is_lock", "kept", "limit", "looks", "lowest", "mark", "name", "next_look", "on_heir", "parking",
+        "places", "policy", "seat", "skips", "slot", "thread", "turn", "view",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -122,24 +124,37 @@ class OwnedWords:
         self.is_lock = not block.owned  # one word, that of the block itself
         self.kept = (0, 0.0)  # the reservation that a poll saw first, and when that was
         self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
+        # Of the biased path (``_bias``).  The first five are cells, which the functions of the fast path share.
+        self.seat, self.credit = CellType(_bias.AWAY), CellType(0)
+        self.held, self.lowest, self.mark = CellType(None), CellType(None), CellType(0)  # H, lowest byte of W, what it is
+        self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
+        self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
+        self.granting = Operand()
         _all_words.add(self)
 
     # -- who ----------------------------------------------------------------------------------------------------------
 
     def is_mine(self) -> bool:
         """Whether the calling thread holds it (a single word only)."""
+        if self.seat.cell_contents > 0:
+            return bool(self.seat.cell_contents == get_ident())
         return self.thread == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
+
+    def word_at(self, place: int) -> int:
+        """The ordinary word that says the same as the one there."""
+        w = self.view[place]
+        return _bias.ordinary(self.view, self.block.start, w) if w & at.REVOKED else w
 
     def is_of_ancestor(self) -> bool:
         """Whether a process holds it from which this one was forked."""
-        return self.view[self.places[0][0]] & at.OWNER in _process.ancestors
+        return self.word_at(self.places[0][0]) & at.OWNER in _process.ancestors
 
     def owners(self) -> list[int]:
-        return [owner for place, _ in self.places if (owner := at.process_in(self.view[place]))]
+        return [owner for place, _ in self.places if (owner := at.process_in(self.word_at(place)))]
 
     def free(self) -> int:
         """How many of the words have no owner."""
-        return sum(1 for place, _ in self.places if not self.view[place] & at.OWNER)
+        return sum(1 for place, _ in self.places if not self.word_at(place) & at.OWNER)
 
     def since(self) -> int:
         """When the present owner got in, in monotonic nanoseconds; 0 = unknown."""
@@ -189,9 +204,10 @@ class OwnedWords:
             start = self.block.start
             if crash_points:
                 crash_points[0]("C6 taken")
-            self.view[start + at.BLOCK_SINCE] = now = SYSTEM.monotonic_ns()
+            if self.view[waiter.place[0]] & at.FLAGS:  # else R1 may release it, which does not clear this
+                self.view[start + at.BLOCK_SINCE] = SYSTEM.monotonic_ns()
             if parked:
-                self.turn = now
+                self.turn = SYSTEM.monotonic_ns()
             if waiter.died:
                 if self.on_heir is not None:
                     self.on_heir()
@@ -298,6 +314,9 @@ class OwnedWords:
                     self.depth = 1
                 elif leaving and (self.is_inherited or owner in _process.ancestors):
                     return None
+                elif at.names_slot(w):
+                    _bias.revoke(self, w)
+                    continue
                 elif not owner or at.is_reservation(w):
                     return ValueError(RELEASED_TOO_OFTEN)
                 elif leaving or self.has_permits:
@@ -395,6 +414,10 @@ class OwnerWaiter:
                         if spinning:
                             words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
+                elif at.names_slot(w):
+                    self.place, self.died = place, False
+                    if _bias.revoke(words, w, self.take, parked):
+                        return True
             looks -= 1
             if looks <= 0:
                 if spinning:
@@ -426,6 +449,10 @@ class OwnerWaiter:
                     self.place = place
                     self.died = bool(w & at.DIED)
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
+                        return True
+                elif at.names_slot(w):
+                    self.place, self.died = place, False
+                    if _bias.revoke(words, w, self.take, at.PARKED):
                         return True
                 elif words.is_lock and is_for(words.parking, w, spot.index):
                     if self._take_what_is_reserved(spot):
@@ -459,8 +486,9 @@ class OwnerWaiter:
     def _insist(self) -> bool:
         """Look with the word marked, so that the owner's next release leaves it free for longer (see LONGEST_INSISTENCE)."""
         place, word = self.words.places[0]
-        while (w := self.words.view[place]) & at.OWNER and not self.mark.compare_exchange(word, w, w | at.PARKED):
-            pass
+        while (w := self.words.view[place]) & at.OWNER and not at.names_slot(w):
+            if self.mark.compare_exchange(word, w, w | at.PARKED):
+                break
         end = SYSTEM.monotonic_ns() + LONGEST_INSISTENCE
         while SYSTEM.monotonic_ns() < end:
             if self.look(FEWEST_LOOKS, at.PARKED):
@@ -479,7 +507,7 @@ class OwnerWaiter:
             if words.is_lock and at.is_reservation(w):
                 self._poll_reservation(w, spot)
                 continue
-            if not owner or _process.is_alive(owner):
+            if not owner or at.names_slot(w) or _process.is_alive(owner):
                 continue
             view[start + at.BLOCK_DEAD] = owner
             view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
@@ -551,7 +579,7 @@ class OwnerWaiter:
         words = self.words
         view = words.view
         for place, word in words.places:
-            while (w := view[place]) & at.OWNER:
+            while (w := view[place]) & at.OWNER and not at.names_slot(w):
                 if words.is_lock and at.is_reservation(w):
                     settle(words.parking, self.index)
                     return
@@ -609,7 +637,8 @@ def _in_child() -> None:
     global _generation
     _generation = object()
     for words in list(_all_words):
-        words.is_inherited = words.is_inherited or words.thread != 0
+        words.is_inherited = words.is_inherited or words.thread != 0 or words.seat.cell_contents > 0
+        _bias.forget(words)
         words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
     for pool in (spare_mine, _waiters):
         pool.clear()
@@ -624,16 +653,39 @@ def make_fast_path(
 ) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
     """acquire, release and ``__exit__`` for a single word.
 
-    Uncontended they are one compare-exchange each.  In between, the interpreter may look at signals, switch threads or fork
-    only where a call returns; that is why what has been done is noted without a call, directly before or after.
+    Uncontended they are a few plain loads and stores where the lock is biased to this process (B0 to B6, see ``_bias``), and
+    else one compare-exchange each.  In between, the interpreter may look at signals, switch threads or fork only where a call
+    returns; that is why what has been done is noted without a call, directly before or after.
     """
     word = words.places[0][1]
     compare_exchange, me, zero = raw_compare_exchange, identity_pointer, ZERO
     take_zero, give_zero = spare_zeros.pop, spare_zeros.append
     take_mine, give_mine = spare_mine.pop, spare_mine.append
+    leave, grant, LEAVING = _bias.leave, _bias.grant, _bias.LEAVING
+    # These are the cells of the words (see below), because closure variables are what a function reads fastest.
+    seat = credit = mark = 0
+    held: Any = None
+    lowest: Any = None
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
-        if recursive and words.thread == get_ident():
+        nonlocal seat
+        thread = get_ident()
+        if not seat and timeout is None:
+            seat = thread  # B0
+            held[0] = 1  # B1
+            if lowest[0] == mark:  # B2
+                return True
+            held[0] = 0  # B3
+            seat = LEAVING
+            stopped: BaseException | None = None
+            while seat == LEAVING:
+                try:
+                    leave(words)  # B6
+                except BaseException as error:  # finish first: a word that is REVOKED and ours would never be released
+                    stopped = error
+            if stopped is not None:
+                raise stopped
+        if recursive and thread in (words.thread, seat):
             words.depth += 1
             return True
         generation = _generation
@@ -663,24 +715,52 @@ def make_fast_path(
 
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:
+            nonlocal seat, credit
+            interruption: BaseException | None = None
+            thread = seat
+            if seat > 0 and (kind is None or leaving):
+                while recursive:
+                    try:
+                        thread = get_ident()
+                        break
+                    except BaseException as raised:
+                        interruption = raised
+                if seat == thread and words.depth == 1:
+                    held[0] = 0  # B4
+                    if lowest[0] == mark:  # B5
+                        seat = 0
+                    else:
+                        seat = LEAVING
+                    while seat == LEAVING:
+                        try:
+                            leave(words)  # B6
+                        except BaseException as raised:
+                            interruption = raised
+                    if interruption is not None:
+                        raise interruption
+                    return
             if kind is not None and not leaving:
                 raise TypeError("release() takes no arguments")
             generation = _generation
             error: Exception | None = None
             back: Operand | None = None
-            interruption: BaseException | None = None
             tries = 0
             begun = called = is_empty = False
             while True:
                 try:
                     if not begun:
                         if recursive:
-                            if words.thread != get_ident():
+                            if get_ident() not in (words.thread, seat):
                                 if not (leaving and (words.is_inherited or words.is_of_ancestor())):
                                     error = AssertionError("attempt to release recursive lock not owned by thread")
                                 break
                             if words.depth > 1:
                                 words.depth -= 1
+                                break
+                        credit -= 1
+                        if credit < 0:
+                            credit = words.limit
+                            if grant(words):  # R1'
                                 break
                         if spare_mine:
                             expected, cell = operand = take_mine()
@@ -711,6 +791,9 @@ def make_fast_path(
                     interruption = raised
                     if called and cell[0] == _process.current.word:
                         break  # R1 was made
+                    if words.granting.succeeded():
+                        words.granting.tried = None
+                        break  # R1' was made
             if interruption is not None:
                 raise interruption
             if error is not None:
@@ -722,7 +805,16 @@ def make_fast_path(
 
         return release
 
-    return acquire, make_release(False), make_release(True)
+    cells = {name: getattr(words, name) for name in ("seat", "credit", "held", "lowest", "mark")}
+    return over(acquire, cells), over(make_release(False), cells), over(make_release(True), cells)
+
+
+def over(function: Callable[..., Any], cells: dict[str, CellType]) -> Callable[..., Any]:
+    """The same function with these cells in the place of its closure variables of those names."""
+    assert isinstance(function, FunctionType) and function.__closure__ is not None
+    names = function.__code__.co_freevars
+    closure = tuple(cells.get(name, cell) for name, cell in zip(names, function.__closure__, strict=True))
+    return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
 
 
 _cores = (0.0, 1)

@@ -156,10 +156,16 @@ class System:
         """Let other processes order this one's memory accesses with ``membarrier``; False where the kernel can't."""
         return _membarrier(_REGISTER_GLOBAL_EXPEDITED) == 0
 
-    def membarrier(self, *, registered: bool = True) -> None:
-        """A full fence in every running thread of every registered process (about a us), or of all processes (some ms)."""
-        if not (registered and _membarrier(_GLOBAL_EXPEDITED) == 0) and _membarrier(_GLOBAL) != 0:
+    def membarrier(self, *, registered: bool = True) -> bool:
+        """A full fence in every running thread of every registered process (about a us), or of all processes (some ms).
+
+        False if it had to be the slow way.
+        """
+        if registered and _membarrier(_GLOBAL_EXPEDITED) == 0:
+            return True
+        if _membarrier(_GLOBAL) != 0:
             self.nap(0.05)  # every processor has taken an interrupt by then
+        return False
 
     def raise_priority(self) -> None:
         """Be scheduled before ordinary processes, as far as this process may."""

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from . import _bias, _ledger, _machine, _names, _process
 from . import _layout as at
-from . import _ledger, _machine, _names, _process
 from ._arena import Arena
 from ._content import Content
 from ._counting import BarrierWord
@@ -339,7 +339,7 @@ def _primitive(
     lease: LeaseSnapshot | None = None
     if kind in (at.LOCK, at.RLOCK, at.GUARDED, at.RWLOCK) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
-        words = [load(cell) for cell in cells]
+        words = [_bias.ordinary(arena.words.view, start, load(cell)) for cell in cells]
         held = [w for w in words if at.process_in(w)]
         if any(w & at.DIED for w in words):
             abandoned = arena.abandoned(start)

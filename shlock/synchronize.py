@@ -469,7 +469,7 @@ class Lock(_Owned):
 
     def locked(self) -> bool:
         """Whether somebody holds it, or it was handed over to somebody who is waking up."""
-        return bool(self._words.view[self._block.word] & at.OWNER)
+        return bool(self._words.word_at(self._block.word) & at.OWNER)
 
     @property
     def _semlock(self) -> SemLockView:
@@ -483,7 +483,7 @@ class Lock(_Owned):
         words = self._words
         depth, words.depth = words.depth, 1
         if self._leased is None:
-            words.release()
+            self.release()
         else:
             self._leased.leave(words.release)
         return depth
