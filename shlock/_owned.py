@@ -681,6 +681,8 @@ def make_fast_path(
             while seat == LEAVING:
                 try:
                     leave(words)  # B6
+                except Forked:
+                    pass  # it starts as itself
                 except BaseException as error:  # finish first: a word that is REVOKED and ours would never be released
                     stopped = error
             if stopped is not None:
@@ -734,6 +736,8 @@ def make_fast_path(
                     while seat == LEAVING:
                         try:
                             leave(words)  # B6
+                        except Forked:
+                            pass
                         except BaseException as raised:
                             interruption = raised
                     if interruption is not None:
@@ -760,6 +764,7 @@ def make_fast_path(
                         credit -= 1
                         if credit < 0:
                             credit = words.limit
+                            begun = True
                             if grant(words):  # R1'
                                 break
                         if spare_mine:

@@ -553,6 +553,13 @@ class World:
         """W of a block, seen without a step."""
         return self.memory[self.starts[block][0]]
 
+    def ordinary(self, block: int = 0) -> int:
+        """The ordinary word that says the same as W."""
+        arena = self.processes[0].arena
+        start = arena.layout.block(self.processes[0].blocks[block].index)
+        word: int = self.processes[0].modules["_bias"].ordinary(self.memory, start, self.word(block))
+        return word
+
     def visit(self, who: int) -> None:
         """What the lock guards: one at a time."""
         others = self.inside - {who}

@@ -206,6 +206,11 @@ def run(source: str, *arguments: object, status: int = 0, **options: Any) -> str
     return out
 
 
+def is_biased_always() -> bool:
+    """Whether this run has every lock biased as soon as that is possible."""
+    return os.environ.get("SHLOCK_BIAS") == "always"
+
+
 def program_environment() -> dict[str, str]:
     """This environment, in which the same shlock and these tests are found, and hangs show where they are."""
     path = [str(Path(shlock.__file__).parents[1]), str(Path(__file__).parent)]

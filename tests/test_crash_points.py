@@ -175,7 +175,7 @@ def told(primitive: Any) -> int:
 
 
 def word_of(lock: Any) -> int:
-    return lock._words.view[lock._block.word]
+    return lock._words.word_at(lock._block.word)
 
 
 def note_lock(stage: Stage, lock: Any) -> Callable[[], None]:
@@ -1228,7 +1228,7 @@ def test_each_crash_point_of_the_source_has_a_scenario_in_which_a_process_dies_t
     covered = {label for always, others in LABELS.values() for label in (*always, *others)}
     covered |= {*test_enforcement.CAUSES, *test_enforcement.GRANTS, test_enforcement.ADOPTION}
     others = [path.stem for path in Path(__file__).parent.glob("test_*_crashes.py")]
-    for name in (*others, "test_precedence", "test_inheritance"):  # each has LABELS, too
+    for name in (*others, "test_precedence", "test_inheritance", "test_bias"):  # each has LABELS, too
         covered |= set(importlib.import_module(name).LABELS)
     assert source - covered == set(), "crash points at which no test kills anybody"
     assert covered - source == set(), "labels that the source does not have (any more)"

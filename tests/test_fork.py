@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from schedules import Interrupt
-from support import PATIENCE, Child, Page, eventually
+from support import PATIENCE, Child, Page, eventually, is_biased_always
 
 import shlock
 from shlock import _names, _sys
@@ -108,7 +108,7 @@ class ForkEverywhere:
                 error.add_note(f"forked in {where}")
                 raise
         print(f"forked at {forks} of {len(positions)} bytecodes")
-        assert forks >= least
+        assert forks >= (0 if is_biased_always() else least)
 
 
 def test_a_fork_anywhere_in_acquire_of_a_free_lock_gives_it_to_one_process(lock: Any) -> None:

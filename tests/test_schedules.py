@@ -95,7 +95,7 @@ def lock_scenario(
                     assert lock.acquire(False), f"process {number} cannot get in: W is {world.word():#x}"
                     lock.release()
             check_who_was_told(world)
-        assert world.word() in (0, PARKED), f"W is {world.word():#x} with nobody inside"
+        assert world.ordinary() in (0, PARKED), f"W is {world.word():#x} with nobody inside"
         assert not world.spots_in_use(), f"spots {world.spots_in_use()} are still in use"
 
     return Scenario(world, start, at_end)
@@ -371,7 +371,7 @@ def condition_scenario(world: World, *, one_by_one: bool, hasty: tuple[int, ...]
 
     def at_end() -> None:
         assert not world.spots_in_use()
-        assert world.word(1) in (0, PARKED), "its lock is still held"
+        assert world.ordinary(1) in (0, PARKED), "its lock is still held"
 
     return Scenario(world, start, at_end)
 
@@ -531,8 +531,8 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2, kills=1, polls=True),
         "_owned.OwnerWaiter.poll",
-        "if not owner or _process.is_alive(owner):",
-        "if not owner:",
+        "if not owner or at.names_slot(w) or _process.is_alive(owner):",
+        "if not owner or at.names_slot(w):",
         "",
     ),
     "an_heir_who_is_not_told": (
@@ -555,7 +555,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(1, "RLock", spots_each=2), kind="RLock", depth=2, threads=(0, 0)),
         Bound(2),
         "_owned.make_fast_path",
-        "if recursive and words.thread == get_ident():",
+        "if recursive and thread in (words.thread, seat):",
         "if recursive and words.owners() == [_process.current.word]:",
         "",
     ),

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from schedules import Interrupt, Interrupted, Interruption, is_at_entry, is_in_package
-from support import PATIENCE, Child, Page, eventually
+from support import PATIENCE, Child, Page, eventually, is_biased_always
 
 import shlock
 from shlock import _anonymous, _atomic, _owned, _parking, _sys
@@ -120,6 +120,8 @@ def interrupt_everywhere(make: Callable[[], Trial], least: int) -> None:
     outcomes = [run(lambda trial, position=position: one(trial, position)) for position in positions]
     raised = [outcome.where for outcome in outcomes if outcome.raised]
     print(f"interrupted at {len(raised)} of {len(positions)} bytecodes, {len(set(raised))} different ones")
+    if is_biased_always():  # there is next to nothing to interrupt
+        least = 0
     assert len(raised) >= least, f"only {len(raised)} of {len(positions)} places were reached"
 
 

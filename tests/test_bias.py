@@ -1,0 +1,584 @@
+"""The biased path: the states of `shlock/_bias.py`, who dies or is interrupted in them, and a litmus test of its membarrier.
+
+A lock is biased here by setting its credit to zero: the next release then grants it, whatever SHLOCK_BIAS says.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from schedules import Interruption
+from support import PATIENCE, Child, DieAtLabel, Page, eventually, run, watch_steps
+from test_fork import ForkEverywhere
+from test_signals import InThread, Trial, interrupt_everywhere
+
+import shlock
+from shlock import _bias, _parking, _process, _sys
+from shlock import _layout as at
+
+LABELS = ("C72 REVOKING", "C72 fence passed", "C73 an ordinary word", "C74 slot claimed")
+KINDS = {"Lock": shlock.Lock, "RLock": shlock.RLock}
+INSIDE, OVER, COUNT, BROKEN, TOLD, READY = range(6)
+
+
+def bias(lock: Any) -> Any:
+    """Have it biased to this process; the lock."""
+    lock._words.credit.cell_contents = 0
+    for _ in range(2):
+        with lock:
+            pass
+    assert is_biased(lock), hex(word_of(lock))
+    assert lock._words.seat.cell_contents == 0
+    return lock
+
+
+def word_of(lock: Any) -> int:
+    word: int = lock._words.view[lock._block.word]
+    return word
+
+
+def is_biased(lock: Any) -> bool:
+    return word_of(lock) & at.REVOKED == at.BIASED
+
+
+def take_and_give_back(lock: Any) -> tuple[bool, int | None]:
+    """Whether it was taken, and who had died inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", shlock.AbandonedWarning)
+        if not lock.acquire(timeout=PATIENCE):
+            return False, None
+    abandoned = lock.abandoned
+    lock.release()
+    return True, None if abandoned is None else abandoned.pid
+
+
+@pytest.fixture(params=KINDS)
+def lock(request: pytest.FixtureRequest) -> Any:
+    return KINDS[request.param]()
+
+
+# -- as an ordinary lock --------------------------------------------------------------------------------------------------
+
+
+def test_a_biased_lock_looks_like_any_other(lock: Any) -> None:
+    bias(lock)
+    assert (lock.locked(), lock.owner) == (False, None)
+    assert "owner=None" in repr(lock) or "None, 0" in repr(lock)
+    with lock:
+        assert is_biased(lock)
+        assert lock.locked()
+        assert lock.owner is not None
+        assert (lock.owner.pid, lock.owner.alive, lock.owner.since) == (os.getpid(), True, None)
+        assert "MainProcess" in repr(lock)
+    assert is_biased(lock)
+    assert not lock.locked()
+
+
+def test_nobody_else_gets_what_is_held_by_the_biased_path(lock: Any) -> None:
+    bias(lock)
+    with lock:
+        assert InThread(lambda: lock.acquire(False)).result() is False
+        assert word_of(lock) & at.REVOKED == at.REVOKED
+        assert Child(lambda: lock.acquire(timeout=0.05)).result() is False
+        assert InThread(lambda: lock.acquire(timeout=0.05)).result() is False
+    assert word_of(lock) == 0
+    assert Child(take_and_give_back, lock).result() == (True, None)
+
+
+def test_a_waiter_is_woken_by_the_release_of_a_revoked_hold(lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parking, "POLL_INTERVAL", 10_000.0)
+    bias(lock)
+    lock.acquire()
+    waiter = Child(take_and_give_back, lock)
+    eventually(lambda: lock.waiters)
+    lock.release()
+    assert waiter.result() == (True, None)
+
+
+def test_an_rlock_is_recursive_on_the_biased_path() -> None:
+    lock = bias(shlock.RLock())
+    with lock, lock:
+        assert is_biased(lock)
+        assert lock._semlock._count() == 2
+        with pytest.raises(AssertionError):
+            InThread(lock.release).result()
+    assert not lock.locked()
+    with pytest.raises(AssertionError):
+        lock.release()
+
+
+def test_another_thread_or_process_may_release_a_lock_that_is_held_by_the_biased_path() -> None:
+    lock = bias(shlock.Lock())
+    lock.acquire()
+    InThread(lock.release).result()
+    assert not lock.locked()
+    bias(lock)
+    lock.acquire()
+    Child(lock.release).result()
+    assert not lock.locked()
+    with pytest.raises(ValueError, match="too many times"):
+        bias(shlock.Lock()).release()
+
+
+def test_a_condition_waits_with_a_lock_that_is_biased(lock: Any) -> None:
+    condition = shlock.Condition(bias(lock))
+    with condition:
+        assert is_biased(lock)
+        waiting = threading.Timer(0.0, lambda: None)
+        waiting.start()
+        assert condition.wait(timeout=0.01) is False
+        assert condition._lock._semlock._is_mine()
+    notified = InThread(lambda: _wait(condition))
+    eventually(lambda: condition.waiters)
+    with condition:
+        condition.notify()
+    assert notified.result() is True
+
+
+def _wait(condition: Any) -> bool:
+    with condition:
+        woken: bool = condition.wait(PATIENCE)
+        return woken
+
+
+def test_all_objects_for_a_lock_share_its_bias(domain: str) -> None:
+    first, second = shlock.Lock("a", domain=domain), shlock.Lock("a", domain=domain)
+    bias(first)
+    with second:
+        assert first._words.seat.cell_contents == threading.get_ident()
+        assert first.acquire(False) is False
+    assert not first.locked()
+
+
+def test_leased_locks_and_other_primitives_are_never_biased(domain: str) -> None:
+    for primitive in (shlock.Lock("leased", domain=domain, lease=10.0), shlock.Semaphore(1, owned=True)):
+        primitive._words.credit.cell_contents = 0
+        for _ in range(3):
+            with primitive:
+                pass
+        assert not primitive._words.view[primitive._words.places[0][0]] & at.REVOKED
+
+
+# -- when -----------------------------------------------------------------------------------------------------------------
+
+COUNTING = """
+import shlock, sys
+lock = shlock.Lock()
+for n in range(1, 100_000):
+    lock.acquire()
+    lock.release()
+    if lock._words.seat.cell_contents == 0:
+        break
+print(n)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "releases"),
+    [("always", 1), ("adaptive", _bias.FIRST_CREDIT + 1), ("never", 99_999)],
+)
+def test_a_lock_is_biased_after_so_many_releases(mode: str, releases: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHLOCK_BIAS", mode)
+    assert int(run(COUNTING)) == releases
+
+
+def test_another_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHLOCK_BIAS", "sometimes")
+    run("try:\n    import shlock\nexcept ImportError as error:\n    assert 'SHLOCK_BIAS' in str(error)\nelse:\n    raise SystemExit(1)")
+
+
+def test_a_bias_that_is_revoked_soon_is_granted_later_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bias, "_chosen", "adaptive")
+    lock = shlock.Lock()
+    words = lock._words
+    words.limit = _bias.FIRST_CREDIT
+    for expected in (2, 4, 8):
+        monkeypatch.setattr(_bias, "SOON", 1 << 62)
+        bias(lock)
+        InThread(lambda: take_and_give_back(lock)).result()
+        take_and_give_back(lock)
+        assert words.limit == words.credit.cell_contents == expected * _bias.FIRST_CREDIT
+    for expected in (4, 2, 1, 1):
+        monkeypatch.setattr(_bias, "SOON", 0)
+        bias(lock)
+        InThread(lambda: take_and_give_back(lock)).result()
+        take_and_give_back(lock)
+        assert words.limit == expected * _bias.FIRST_CREDIT
+
+
+def test_without_membarrier_nobody_is_biased(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bias, "_registered", [])
+    monkeypatch.setattr(_sys.System, "register_membarrier", lambda system: False)
+    lock = shlock.Lock()
+    lock._words.credit.cell_contents = 0
+    for _ in range(3):
+        with lock:
+            pass
+    assert word_of(lock) == 0
+    assert lock._words.credit.cell_contents > 1 << 60
+    monkeypatch.setattr(_bias, "_chosen", "adaptive")
+    assert _bias.availability() == "membarrier is not available"
+
+
+def test_who_may_not_call_membarrier_revokes_the_slow_way_and_forbids_the_bias() -> None:
+    lock = bias(shlock.Lock())
+
+    def revoke() -> tuple[bool, int | None]:
+        _sys._membarrier = lambda command: -1  # type: ignore[assignment]
+        return take_and_give_back(lock)
+
+    assert Child(revoke).result() == (True, None)
+    lock._words.credit.cell_contents = 0
+    for _ in range(3):
+        with lock:
+            pass
+    assert word_of(lock) == 0
+
+
+def test_so_many_processes_as_there_are_slots_have_had_it(domain: str) -> None:
+    lock, page = shlock.Lock(), Page()
+
+    def claim(number: int) -> bool:
+        eventually(lambda: page[READY] == number)
+        lock._words.credit.cell_contents = 0
+        for _ in range(2):
+            with lock:
+                pass
+        done = lock._words.seat.cell_contents == 0
+        page[READY] = number + 1
+        eventually(lambda: page[OVER])
+        return done
+
+    page[READY] = 0
+    children = [Child(claim, number) for number in range(at.BIAS_SLOTS + 1)]
+    eventually(lambda: page[READY] == at.BIAS_SLOTS + 1)
+    page[OVER] = 1
+    assert [child.result() for child in children] == [True] * at.BIAS_SLOTS + [False]
+    for child in children:
+        child.wait()
+    bias(lock)  # they are dead: their slots are free again
+
+
+def test_an_object_that_is_dropped_leaves_its_slot_to_the_next(domain: str) -> None:
+    keep = shlock.Lock("b", domain=domain)  # keeps the arena
+    for _ in range(2 * at.BIAS_SLOTS):
+        bias(shlock.Lock("a", domain=domain))
+        gc.collect()
+    assert not keep.locked()
+
+
+# -- death ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+@pytest.mark.parametrize("label", LABELS[:3])
+def test_a_revocation_goes_on_when_who_began_it_is_killed(label: str, is_inside: bool, lock: Any) -> None:
+    bias(lock)
+    if is_inside:
+        lock.acquire()
+
+    def revoke() -> None:
+        step = DieAtLabel(label, 1)
+        watch_steps(step, lock)
+        lock.acquire(timeout=PATIENCE)
+
+    if label == LABELS[2] and not is_inside:  # then it takes the lock: there is no such step
+        assert Child(lock.acquire).result()
+    else:
+        assert Child(revoke).wait() == -signal.SIGKILL
+    if is_inside:
+        assert Child(lambda: lock.acquire(timeout=0.05)).result() is False
+        lock.release()
+    assert Child(take_and_give_back, lock).result()[0]
+    assert take_and_give_back(lock)[0]
+    assert word_of(lock) in (0, at.PARKED)
+
+
+def test_a_process_that_is_killed_when_it_is_about_to_be_granted_the_bias_is_abandoned(lock: Any) -> None:
+    def die() -> None:
+        watch_steps(DieAtLabel(LABELS[3], 1), lock)
+        bias(lock)
+
+    dead = Child(die)
+    assert dead.wait() == -signal.SIGKILL
+    assert take_and_give_back(lock) == (True, dead.pid)
+    assert bias(lock)
+
+
+def die_at(place: int, operation: Callable[[], Any]) -> bool:
+    """Kill this process at the n-th bytecode of the package in an operation; False if it has less."""
+    left = place
+
+    def trace(frame: types.FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("_owned.py"):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        operation()
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.patience(120)
+def test_the_next_one_goes_on_whatever_bytecode_of_the_biased_path_its_owner_was_killed_at(lock: Any) -> None:
+    page = Page()
+
+    def use(place: int) -> bool:
+        bias(lock)
+
+        def operation() -> None:
+            lock.acquire()
+            page[INSIDE] = 1
+            lock.release()
+            page[OVER] = 1
+
+        return die_at(place, operation)
+
+    for place in range(1, 1000):
+        page[INSIDE] = page[OVER] = 0
+        child = Child(use, place)
+        status = child.wait()
+        got, told = take_and_give_back(lock)
+        assert got, f"killed at bytecode {place}"
+        if status != -signal.SIGKILL:
+            assert told is None
+            break
+        assert told in (None, child.pid)
+        if page[OVER]:
+            assert told is None, f"killed at bytecode {place}, after the release"
+        assert word_of(lock) in (0, at.PARKED)
+    assert place > 60
+
+
+def test_who_dies_inside_by_the_biased_path_is_told(lock: Any) -> None:
+    def die() -> None:
+        bias(lock)
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dead = Child(die)
+    assert dead.wait() == -signal.SIGKILL
+    assert lock.owner.pid == dead.pid
+    assert not lock.owner.alive
+    with pytest.warns(shlock.AbandonedWarning, match=str(dead.pid)), lock:
+        assert lock.abandoned.pid == dead.pid
+
+
+# -- interruptions and forks ----------------------------------------------------------------------------------------------
+
+
+class AcquireWhatWasRevoked(Trial):
+    """B3 and B6, and then the ordinary way."""
+
+    def __init__(self, kind: str) -> None:
+        self.lock = bias(KINDS[kind]())
+        _bias.revoke(self.lock._words, word_of(self.lock))
+        self.got = False
+
+    def operate(self) -> None:
+        self.got = self.lock.acquire()
+
+    def finish(self, outcome: Interruption) -> None:
+        assert self.got or outcome.raised
+        if self.got:
+            self.lock.release()
+        assert InThread(lambda: take_and_give_back(self.lock)).result() == (True, None)
+        assert not self.lock.locked()
+        bias(self.lock)
+
+
+class ReleaseWhatWasRevoked(Trial):
+    """B5 and B6, with somebody asleep who does not poll."""
+
+    def __init__(self, kind: str) -> None:
+        self.lock = bias(KINDS[kind]())
+        self.lock.acquire()
+        self.waiter = InThread(lambda: take_and_give_back(self.lock))
+        eventually(lambda: self.waiter.is_parked_at(self.lock))
+
+    def operate(self) -> None:
+        self.lock.release()
+
+    def finish(self, outcome: Interruption) -> None:
+        if outcome.at_entry and self.lock.locked() and self.waiter.is_parked_at(self.lock):
+            self.lock.release()
+        assert self.waiter.result() == (True, None)
+        assert not self.lock.locked()
+        bias(self.lock)
+
+
+class Grant(Trial):
+    """R1'."""
+
+    def __init__(self, kind: str) -> None:
+        self.lock = KINDS[kind]()
+        self.lock.acquire()
+        self.lock._words.credit.cell_contents = 0
+
+    def operate(self) -> None:
+        self.lock.release()
+
+    def finish(self, outcome: Interruption) -> None:
+        if outcome.at_entry and self.lock.locked():
+            self.lock.release()
+        assert not self.lock.locked()
+        assert InThread(lambda: take_and_give_back(self.lock)).result() == (True, None)
+        bias(self.lock)
+
+
+@pytest.fixture
+def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parking, "POLL_INTERVAL", 10_000.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trial", [AcquireWhatWasRevoked, ReleaseWhatWasRevoked, Grant])
+def test_an_interruption_anywhere_leaves_it_consistent(trial: Callable[[str], Trial], kind: str, no_polling: None) -> None:
+    interrupt_everywhere(lambda: trial(kind), 5)
+
+
+def test_a_fork_anywhere_in_what_follows_a_revocation_leaves_both_sides_right(lock: Any) -> None:
+    got: list[bool] = []
+    parent = os.getpid()
+
+    def prepare() -> None:
+        got.clear()
+        bias(lock)
+        _bias.revoke(lock._words, word_of(lock))
+
+    def operate() -> None:
+        got.append(lock.acquire())
+        if os.getpid() == parent:
+            lock.release()
+
+    def in_child() -> None:
+        assert got == [True]
+        assert lock.owner.pid == os.getpid()
+        lock.release()
+
+    def in_parent() -> None:
+        assert got == [True]
+
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
+    assert not lock.locked()
+
+
+def test_a_child_that_is_forked_inside_is_not_the_owner(lock: Any) -> None:
+    bias(lock)
+    with lock:
+        pid = os.fork()
+        if not pid:
+            try:
+                assert lock._words.seat.cell_contents == _bias.AWAY
+                assert not lock._semlock._is_mine()
+                assert lock.owner.pid == os.getppid()
+                assert lock.acquire(False) is False
+                lock.__exit__(None, None, None)  # its parent's with: nothing is released
+                os._exit(0 if lock.owner.pid == os.getppid() else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert lock.owner.pid == os.getpid()
+    assert not lock.locked()
+
+
+# -- exclusion ------------------------------------------------------------------------------------------------------------
+
+
+def use(lock: Any, page: Page, limit: int, rounds: int) -> None:
+    """Take and release; whoever meets somebody inside says so."""
+    lock._words.limit = lock._words.credit.cell_contents = limit
+    me = os.getpid() << 20 | threading.get_ident() & 0xFFFFF
+    for _ in range(rounds):
+        with lock:
+            if page[INSIDE]:
+                page[BROKEN] = 1
+            page[INSIDE] = me
+            page[COUNT] += 1
+            if page[INSIDE] != me:
+                page[BROKEN] = 1
+            page[INSIDE] = 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_processes_and_threads_that_are_biased_whenever_possible_exclude_each_other(lock: Any, threads: int) -> None:
+    page, rounds = Page(), 3000
+
+    def work() -> None:
+        workers = [InThread(lambda: use(lock, page, 0, rounds)) for _ in range(threads)]
+        for worker in workers:
+            worker.result()
+
+    children = [Child(work) for _ in range(2)]
+    for child in children:
+        child.result()
+    assert page[BROKEN] == 0
+    assert page[COUNT] == 2 * threads * rounds
+
+
+#: The owner goes in and out by the biased path; the other one revokes whenever it finds a bias.  Each writes its word and then
+#: reads the other's: that both of them read the old one is what the membarrier forbids.
+LITMUS_SECONDS = 20.0
+
+
+def own(lock: Any, page: Page) -> None:
+    lock._words.limit = lock._words.credit.cell_contents = 0
+    while not page[OVER]:
+        with lock:
+            page[INSIDE] += 1
+            if page[TOLD]:
+                page[BROKEN] += 1
+            page[INSIDE] -= 1
+
+
+def revoke_again_and_again(lock: Any, page: Page, with_membarrier: bool, seconds: float) -> int:
+    if not with_membarrier:
+        _sys.System.membarrier = lambda system, *, registered=True: True  # type: ignore[method-assign]
+    end = time.monotonic() + seconds
+    rounds = 0
+    while time.monotonic() < end and not page[BROKEN]:
+        if not is_biased(lock):
+            continue
+        lock.acquire()
+        page[TOLD] = 1
+        if page[INSIDE]:
+            page[BROKEN] += 1
+        page[TOLD] = 0
+        lock.release()
+        rounds += 1
+    page[OVER] = 1
+    return rounds
+
+
+@pytest.mark.parametrize("with_membarrier", [True, False])
+def test_litmus_a_revocation_excludes_the_owner_by_its_membarrier(with_membarrier: bool) -> None:
+    lock, page = shlock.Lock(), Page()
+    owner = Child(own, lock, page)
+    rounds = Child(
+        revoke_again_and_again, lock, page, with_membarrier, 3.0 if with_membarrier else LITMUS_SECONDS
+    ).result()
+    owner.result()
+    print(f"{rounds} revocations, {page[BROKEN]} violations")
+    assert rounds > 10
+    assert bool(page[BROKEN]) is not with_membarrier
+    assert _process.current.pid == os.getpid()
