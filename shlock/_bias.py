@@ -53,9 +53,9 @@ Between the end of ``get_ident()`` and B2, and from B4 to B5, there is no call: 
 fork comes in between (and without the interpreter's lock there is no biased path).  A forked child starts with its seat AWAY.
 
 *When.*  After so many releases without a waiter that they outweigh a revocation.  A bias that is revoked soon doubles that
-number, one that has lasted halves it.  ``SHLOCK_BIAS=never`` in the environment of a process keeps it from biased paths of its own,
-``always`` makes it take one wherever it may.  Where membarrier is missing nobody is biased; a revoker that may not call it waits
-until every processor has certainly passed a fence, and forbids the bias of this lock for good.
+number, one that has lasted halves it.  ``SHLOCK_BIAS=never`` in the environment of a process keeps it from biased paths of its
+own, ``always`` makes it take one wherever it may.  Where membarrier is missing nobody is biased; a revoker that may not call it
+waits until every processor has certainly passed a fence, and forbids the bias of this lock for good.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ MODES: Final = ("adaptive", "always", "never")
 
 
 def _mode() -> str:
-    mode = os.environ.get("SHLOCK_BIAS", "never")
+    mode = os.environ.get("SHLOCK_BIAS", "adaptive")
     if mode not in MODES:
         raise ImportError(f"SHLOCK_BIAS={mode!r} in the environment: it must be one of {', '.join(MODES)}, or not set")
     has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -260,4 +260,3 @@ def availability() -> str | None:
     if _chosen == "never":
         return "switched off"
     return None if _may_be_ordered() else "membarrier is not available"
-
