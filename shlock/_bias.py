@@ -9,8 +9,8 @@ still stands.  Whoever else wants the lock revokes the bias; then it is an ordin
     # REVOKING  slot, generation      P, and P is told to look       V0              REVOKED, 0, or held by the revoker (V2)
     # REVOKED   P (both flags)        P, in since before V0          V2              as HELD: whatever ``_owned`` does to that
 
-    A control block has a few slots: in each the identity of the process that claimed it, and H, a byte that only this process
-    writes.  A generation is used once.  The seat is this process's own: which of its threads is in, and whether it has the bias.
+    A control block has a few slots: in each the identity of the process that claimed it, and H, a byte that only that process
+    writes.  A generation is used once.  The seat is a process's own: which of its threads is in, and whether it has the bias.
 
     acquire, where the seat says that the bias is ours and nobody is in
     B0  seat := thread
@@ -35,13 +35,13 @@ the word has a generation: the decision of one that has slept in between must no
 
     # V1  a thread that saw BIASED at B2 after V0 can't be: its H is seen at V2; one that stores H later sees REVOKING at B2
     # V2  P releases what is REVOKED and P's, at B6: its seat keeps its other threads out of the biased path until then
-    # V3  a slot is claimed by its process from R1' to B6; only then, or after its death, by another.  So no late store of H hits
+    # V3  a slot is claimed by its process from R1' to B6; only then, or after its death, by another: no late store of H hits
     #     another's
     # V4  W is BIASED or REVOKING without PARKED: a waiter revokes before it sleeps, so I1 needs nothing new
     # V5  both flags never stand without an owner, one of them never with one
 
     # killed after                   the word says        repaired by             outcome
-    # C70 B1, inside                 BIASED, H = 1        the next one's V0-V2    REVOKED of a dead process: the poll's heir is told
+    # C70 B1, inside                 BIASED, H = 1        the next one's V0-V2    REVOKED of a dead process: told by the poll
     # C71 B4                         BIASED, H = 0        the next one's V0-V2    nothing to tell
     # C72 V0 or V1, by the revoker   REVOKING             the next one, or P      V1 and V2 again
     # C73 V2                         REVOKED, or 0        -                       P releases it, or it is free
@@ -49,8 +49,8 @@ the word has a generation: the decision of one that has slept in between must no
 
 A process that dies between B1 and B2 counts as inside: it was on its way in.
 
-Between the end of ``get_ident()`` and B2, and from B4 to B5, there is no call: so no signal handler, no switch of threads and no
-fork comes in between (and without the interpreter's lock there is no biased path).  A forked child starts with its seat AWAY.
+Between the end of ``get_ident()`` and B2, and from B4 to B5, there is no call: so no signal handler, no switch of threads and
+no fork comes in between (without the interpreter's lock there is no biased path).  A forked child starts with its seat AWAY.
 
 *When.*  After so many releases without a waiter that they outweigh a revocation.  A bias that is revoked soon doubles that
 number, one that has lasted halves it.  ``SHLOCK_BIAS=never`` in the environment of a process keeps it from biased paths of its

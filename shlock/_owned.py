@@ -68,6 +68,7 @@ from . import _bias, _process
 from . import _layout as at
 from ._arena import Block
 from ._atomic import Operand, Pointer, borrow_operand, give_back, pointer, raw_compare_exchange
+from ._bias import LEAVING, grant, leave
 from ._deadlock import Wait, copy_of
 from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
@@ -89,6 +90,7 @@ LONGEST_INSISTENCE: Final = 150_000
 TURN: Final = 10_000_000
 _PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 NO_POINTER: Final = pointer(0)
+NUMBERS: Final = (float, int)  # what a timeout is; anything else is looked at more closely
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -620,6 +622,10 @@ _ZERO_CELL: Final = new_cell(0)
 ZERO: Final = _ZERO_CELL[0]
 spare_zeros = [new_cell(0) for _ in range(4)]
 spare_mine = [new_cell(_process.current.word) for _ in range(4)]
+take_zero: Final = spare_zeros.pop
+give_zero: Final = spare_zeros.append
+take_mine: Final = spare_mine.pop
+give_mine: Final = spare_mine.append
 
 
 def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
@@ -658,11 +664,8 @@ def make_fast_path(
     returns; that is why what has been done is noted without a call, directly before or after.
     """
     word = words.places[0][1]
-    compare_exchange, me, zero = raw_compare_exchange, identity_pointer, ZERO
-    take_zero, give_zero = spare_zeros.pop, spare_zeros.append
-    take_mine, give_mine = spare_mine.pop, spare_mine.append
-    leave, grant, LEAVING = _bias.leave, _bias.grant, _bias.LEAVING
-    # These are the cells of the words (see below), because closure variables are what a function reads fastest.
+    # These become the cells of the words, see below.  Closure variables are what a function reads fastest; but each of them
+    # costs something at every call, so what is the same for all locks is global.
     seat = credit = mark = 0
     held: Any = None
     lowest: Any = None
@@ -670,7 +673,7 @@ def make_fast_path(
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         nonlocal seat
         thread = get_ident()
-        if not seat and timeout is None:
+        if not seat and (timeout is None or (timeout.__class__ in NUMBERS and timeout == timeout)):
             seat = thread  # B0
             held[0] = 1  # B1
             if lowest[0] == mark:  # B2
@@ -697,7 +700,7 @@ def make_fast_path(
                 expected, cell = operand = take_zero()
                 generation = _generation
                 called = True
-                if compare_exchange(word, expected, me):  # A1
+                if raw_compare_exchange(word, expected, identity_pointer):  # A1
                     taken = True
                     give_zero(operand)
                     words.thread = get_ident()
@@ -718,10 +721,17 @@ def make_fast_path(
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:
             nonlocal seat, credit
+            is_left = False
+            if not recursive and seat > 0 and (kind is None or leaving):
+                held[0] = 0  # B4
+                if lowest[0] == mark:  # B5
+                    seat = 0
+                    return
+                seat = LEAVING
+                is_left = True
             interruption: BaseException | None = None
-            thread = seat
-            if seat > 0 and (kind is None or leaving):
-                while recursive:
+            if recursive and seat > 0 and (kind is None or leaving):
+                while True:
                     try:
                         thread = get_ident()
                         break
@@ -731,18 +741,22 @@ def make_fast_path(
                     held[0] = 0  # B4
                     if lowest[0] == mark:  # B5
                         seat = 0
-                    else:
-                        seat = LEAVING
-                    while seat == LEAVING:
-                        try:
-                            leave(words)  # B6
-                        except Forked:
-                            pass
-                        except BaseException as raised:
-                            interruption = raised
-                    if interruption is not None:
-                        raise interruption
-                    return
+                        if interruption is not None:
+                            raise interruption
+                        return
+                    seat = LEAVING
+                    is_left = True
+            while is_left and seat == LEAVING:
+                try:
+                    leave(words)  # B6
+                except Forked:
+                    pass
+                except BaseException as raised:
+                    interruption = raised
+            if is_left:
+                if interruption is not None:
+                    raise interruption
+                return
             if kind is not None and not leaving:
                 raise TypeError("release() takes no arguments")
             generation = _generation
@@ -773,7 +787,7 @@ def make_fast_path(
                                 break  # a forked child, in the middle of its parent's release
                             words.thread = 0
                             begun = called = True
-                            if compare_exchange(word, expected, zero):  # R1
+                            if raw_compare_exchange(word, expected, ZERO):  # R1
                                 if generation is _generation:
                                     give_mine(operand)
                                 break

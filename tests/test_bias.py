@@ -202,9 +202,8 @@ def test_a_lock_is_biased_after_so_many_releases(mode: str, releases: int, monke
 
 def test_another_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHLOCK_BIAS", "sometimes")
-    run(
-        "try:\n    import shlock\nexcept ImportError as error:\n    assert 'SHLOCK_BIAS' in str(error)\nelse:\n    raise SystemExit(1)"
-    )
+    told = run("try:\n    import shlock\nexcept ImportError as error:\n    print(error)")
+    assert "SHLOCK_BIAS='sometimes'" in told
 
 
 def test_a_bias_that_is_revoked_soon_is_granted_later_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +376,7 @@ def test_the_next_one_goes_on_whatever_bytecode_of_the_biased_path_its_owner_was
         if page[OVER]:
             assert told is None, f"killed at bytecode {place}, after the release"
         assert word_of(lock) in (0, at.PARKED)
-    assert place > 60
+    assert place > 30
 
 
 def test_who_dies_inside_by_the_biased_path_is_told(lock: Any) -> None:
