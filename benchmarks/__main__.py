@@ -12,13 +12,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from . import contended, fairness, frames, lifecycle, messages, plots, recovery, scale, supervised, targets, uncontended
+from . import (
+    contended,
+    fairness,
+    frames,
+    lifecycle,
+    messages,
+    plots,
+    recovery,
+    revocation,
+    scale,
+    supervised,
+    targets,
+    uncontended,
+)
 from .crew import CellFailed
 from .peers import Scratch
 from .report import Findings, facts_line, failure_notes, load_warning, machine_facts
 
 GROUPS: dict[str, Callable[[bool, Scratch], Findings]] = {
     "uncontended": uncontended.run,
+    "revocation": revocation.run,
     "contended": contended.run,
     "recovery": recovery.run,
     "lifecycle": lifecycle.run,

@@ -129,6 +129,27 @@ def _of_module(module: str, attribute: str) -> Callable[[Scratch], Shared]:
     return _inherited(lambda: getattr(importlib.import_module(module), attribute)())
 
 
+def _biased(attribute: str) -> Callable[[Scratch], Shared]:
+    """A lock of shlock that is biased to the process that attaches it."""
+
+    def open_(_: Scratch) -> Shared:
+        lock = getattr(importlib.import_module("shlock"), attribute)()
+        return Shared(attach=lambda: bias(lock))
+
+    return open_
+
+
+def bias(lock: Any) -> Any:
+    """Bias a lock to this process, whatever SHLOCK_BIAS says; the lock."""
+    for _ in range(3):  # this process may have to notice first that an earlier bias was revoked
+        lock._words.credit.cell_contents = 0
+        with lock:
+            pass
+    if lock._words.seat.cell_contents:
+        raise RuntimeError("this lock cannot be biased: the system call membarrier is missing")
+    return lock
+
+
 def _robust(_: Scratch) -> Shared:
     mutex = RobustMutex()
     return Shared(attach=lambda: mutex, close=mutex.close)
@@ -223,7 +244,9 @@ class EmptyLock:
 
 
 FAMILY: tuple[Peer, ...] = (
+    Peer(f"{OURS}, biased", "", _biased("Lock"), "shlock", "Lock"),
     _peer("shlock", "RLock", "", _of_module("shlock", "RLock")),
+    Peer("shlock.RLock, biased", "", _biased("RLock"), "shlock", "RLock"),
     _peer("shlock", "Semaphore", "", _of_module("shlock", "Semaphore")),
     Peer("multiprocessing.RLock", "", _inherited(FORK.RLock)),
     Peer("multiprocessing.Semaphore", "", _inherited(FORK.Semaphore)),

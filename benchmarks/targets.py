@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import messages, scale
+from . import messages, revocation, scale
 from .frames import COPYING, READING
 from .messages import size_text
 from .peers import BASELINE, OURS
@@ -13,7 +13,11 @@ from .recovery import WAITERS
 from .report import NO_FIGURE, Table, number
 from .supervised import OPEN_LOCKS
 
-UNCONTENDED_RATIO = 3.5
+UNCONTENDED_RATIO = 2.8
+BIASED_RATIO = 1.0
+BIASED_CALLS_RATIO = 2.5
+REVOCATION_US = 60.0
+EXCHANGE_RATIO = 1.1
 CONTENDED_RATIO = 1.0
 CONTENDED_FROM_US = 2
 RECOVERY_MEDIAN_MS = 15.0
@@ -39,9 +43,28 @@ MESSAGES = (  # bytes of a message, who, over whom, at least so many times as ma
 FASTER_FIFO = ((messages.OUR_QUEUE, messages.FASTER), (messages.OUR_QUEUE_MANY, messages.FASTER_MANY))
 
 
-def _uncontended(data: dict[str, Any]) -> tuple[str, float, bool]:
-    found = data["with"][OURS]["ratio"]
-    return f"uncontended `with` at most {UNCONTENDED_RATIO} times {BASELINE}'s", found, found <= UNCONTENDED_RATIO
+def _uncontended(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    rows = []
+    for lock, usage, most in (
+        (OURS, "with", UNCONTENDED_RATIO),
+        *((f"{lock}, biased", "with", BIASED_RATIO) for lock in (OURS, "shlock.RLock")),
+        *((f"{lock}, biased", "acquire/release", BIASED_CALLS_RATIO) for lock in (OURS, "shlock.RLock")),
+    ):
+        found = data[usage][lock]["ratio"]
+        rows.append((f"{lock}, {usage}: at most {most} times {BASELINE}'s", found, found <= most))
+    return rows
+
+
+def _revocation(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    us, worst = data[revocation.BIASED]["median"] / 1e3, data[revocation.ADAPTIVE]["ratio"]
+    return [
+        (f"a bias is revoked in less than {REVOCATION_US:g} us", us, us < REVOCATION_US),
+        (
+            f"the worst exchange costs at most {EXCHANGE_RATIO} times that of a lock that is never biased",
+            worst,
+            worst <= EXCHANGE_RATIO,
+        ),
+    ]
 
 
 def _contended(data: dict[str, Any]) -> tuple[str, float, bool]:
@@ -142,6 +165,7 @@ def _frames(data: dict[str, Any]) -> tuple[str, float, bool]:
 
 _CHECKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "uncontended": _uncontended,
+    "revocation": _revocation,
     "contended": _contended,
     "recovery": _recovery,
     "lifecycle": _lifecycle,

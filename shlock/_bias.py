@@ -52,10 +52,10 @@ A process that dies between B1 and B2 counts as inside: it was on its way in.
 Between the end of ``get_ident()`` and B2, and from B4 to B5, there is no call: so no signal handler, no switch of threads and
 no fork comes in between (without the interpreter's lock there is no biased path).  A forked child starts with its seat AWAY.
 
-*When.*  After so many releases without a waiter that they outweigh a revocation.  A bias that is revoked soon doubles that
-number, one that has lasted halves it.  ``SHLOCK_BIAS=never`` in the environment of a process keeps it from biased paths of its
-own, ``always`` makes it take one wherever it may.  Where membarrier is missing nobody is biased; a revoker that may not call it
-waits until every processor has certainly passed a fence, and forbids the bias of this lock for good.
+*When.*  Only in a process with ``SHLOCK_BIAS=adaptive`` in its environment: after so many releases without a waiter that they
+outweigh a revocation.  A bias that is revoked soon doubles that number, one that has lasted halves it.  ``always`` makes the
+process take a bias wherever it may.  Where membarrier is missing nobody is biased; a revoker that may not call it waits until
+every processor has certainly passed a fence, and forbids the bias of this lock for good.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ from ._sys import SYSTEM, crash_points
 if TYPE_CHECKING:
     from ._owned import OwnedWords
 
-__all__ = ["AWAY", "LEAVING", "availability", "first_credit", "forget", "grant", "leave", "ordinary", "revoke"]
+__all__ = ["AWAY", "LEAVING", "first_credit", "forget", "grant", "is_possible", "leave", "ordinary", "revoke"]
 
 #: Of a seat, beside the number of the thread that is in, and 0: the bias is ours, and nobody is in.
 AWAY: Final = -1
@@ -89,7 +89,7 @@ MODES: Final = ("adaptive", "always", "never")
 
 
 def _mode() -> str:
-    mode = os.environ.get("SHLOCK_BIAS", "adaptive")
+    mode = os.environ.get("SHLOCK_BIAS", "never")
     if mode not in MODES:
         raise ImportError(f"SHLOCK_BIAS={mode!r} in the environment: it must be one of {', '.join(MODES)}, or not set")
     has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -255,8 +255,6 @@ def _give_back(words: OwnedWords, slot: int) -> None:
 _process.refresh_in_child.append(_claims.clear)
 
 
-def availability() -> str | None:
-    """Why this process can have no biased path; None if it can."""
-    if _chosen == "never":
-        return "switched off"
-    return None if _may_be_ordered() else "membarrier is not available"
+def is_possible() -> bool:
+    """Whether a process like this one can have a biased path: whether the kernel lets others order its memory accesses."""
+    return _may_be_ordered()

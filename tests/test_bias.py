@@ -23,7 +23,7 @@ from test_fork import ForkEverywhere
 from test_signals import InThread, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _parking, _sys
+from shlock import _bias, _parking, _sys, cli
 from shlock import _layout as at
 
 LABELS = ("C72 REVOKING", "C72 fence passed", "C73 an ordinary word", "C74 slot claimed")
@@ -225,7 +225,7 @@ def test_a_bias_that_is_revoked_soon_is_granted_later_the_next_time(monkeypatch:
         assert words.limit == expected * _bias.FIRST_CREDIT
 
 
-def test_without_membarrier_nobody_is_biased(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_membarrier_nobody_is_biased(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(_bias, "_registered", [])
     monkeypatch.setattr(_sys.System, "register_membarrier", lambda system: False)
     lock = shlock.Lock()
@@ -235,8 +235,8 @@ def test_without_membarrier_nobody_is_biased(monkeypatch: pytest.MonkeyPatch) ->
             pass
     assert word_of(lock) == 0
     assert lock._words.credit.cell_contents > 1 << 60
-    monkeypatch.setattr(_bias, "_chosen", "adaptive")
-    assert _bias.availability() == "membarrier is not available"
+    assert cli.main(["ps"]) == 0
+    assert "No lock is biased to a process: the system call membarrier is missing" in capsys.readouterr().out
 
 
 def test_who_may_not_call_membarrier_revokes_the_slow_way_and_forbids_the_bias() -> None:
