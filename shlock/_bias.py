@@ -155,7 +155,9 @@ def grant(words: OwnedWords) -> bool:
 
     May be interrupted; ``words.granting`` knows then whether it was released.
     """
-    operand: Operand = words.granting
+    operand = words.granting
+    if operand is None:
+        operand = words.granting = Operand()
     operand.tried = None
     me, (place, pointer), start, view = _process.current.word, words.places[0], words.block.start, words.view
     if view[place] != me or words.seat.cell_contents != AWAY:
@@ -194,7 +196,9 @@ def leave(words: OwnedWords) -> None:
     if words.seat.cell_contents != LEAVING:
         return
     me, (place, pointer), view, mine = _process.current.word, words.places[0], words.view, words.biased
-    back: Operand = words.granting
+    back = words.granting
+    if back is None:
+        return  # we are a forked child
     while not back.succeeded():
         w = view[place]
         if w in (mine, mine ^ at.REVOKED):
@@ -219,7 +223,7 @@ def leave(words: OwnedWords) -> None:
 def forget(words: OwnedWords) -> None:
     """In a forked child: the parent's bias is not ours."""
     words.seat.cell_contents, words.credit.cell_contents, words.biased = AWAY, words.limit, 0
-    words.granting = Operand()
+    words.granting = None
 
 
 def _may_be_ordered() -> bool:

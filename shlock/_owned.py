@@ -131,7 +131,7 @@ class OwnedWords:
         self.held, self.lowest, self.mark = CellType(None), CellType(None), CellType(0)  # H, lowest byte of W, what it is
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
-        self.granting = Operand()
+        self.granting: Operand | None = None
         _all_words.add(self)
 
     # -- who ----------------------------------------------------------------------------------------------------------
@@ -810,8 +810,9 @@ def make_fast_path(
                     interruption = raised
                     if called and cell[0] == _process.current.word:
                         break  # R1 was made
-                    if words.granting.succeeded():
-                        words.granting.tried = None
+                    granting = words.granting
+                    if granting is not None and granting.succeeded():
+                        granting.tried = None
                         break  # R1' was made
             if interruption is not None:
                 raise interruption
