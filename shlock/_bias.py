@@ -104,7 +104,7 @@ _claims: weakref.WeakValueDictionary[tuple[int, int, int], OwnedWords] = weakref
 
 def first_credit(kind: int) -> int:
     """After how many releases a lock of this kind may be biased first."""
-    if kind not in (at.LOCK, at.RLOCK) or _chosen == "never":
+    if kind not in (at.LOCK, at.RLOCK) or _chosen == "never" or not _may_be_ordered():
         return NEVER
     return 0 if _chosen == "always" else FIRST_CREDIT
 

@@ -145,7 +145,11 @@ class OwnedWords:
     def word_at(self, place: int) -> int:
         """The ordinary word that says the same as the one there."""
         w = self.view[place]
-        return _bias.ordinary(self.view, self.block.start, w) if w & at.REVOKED else w
+        return _bias.ordinary(self.view, self.block.start, w) if self.names_slot(w) else w
+
+    def names_slot(self, w: int) -> bool:
+        """Whether the lock is biased, or its bias is being revoked."""
+        return self.is_lock and at.names_slot(w)
 
     def is_of_ancestor(self) -> bool:
         """Whether a process holds it from which this one was forked."""
@@ -316,7 +320,7 @@ class OwnedWords:
                     self.depth = 1
                 elif leaving and (self.is_inherited or owner in _process.ancestors):
                     return None
-                elif at.names_slot(w):
+                elif self.names_slot(w):
                     _bias.revoke(self, w)
                     continue
                 elif not owner or at.is_reservation(w):
@@ -416,7 +420,7 @@ class OwnerWaiter:
                         if spinning:
                             words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
-                elif at.names_slot(w):
+                elif words.names_slot(w):
                     self.place, self.died = place, False
                     if _bias.revoke(words, w, self.take, parked):
                         return True
@@ -452,7 +456,7 @@ class OwnerWaiter:
                     self.died = bool(w & at.DIED)
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
                         return True
-                elif at.names_slot(w):
+                elif words.names_slot(w):
                     self.place, self.died = place, False
                     if _bias.revoke(words, w, self.take, at.PARKED):
                         return True
@@ -488,7 +492,7 @@ class OwnerWaiter:
     def _insist(self) -> bool:
         """Look with the word marked, so that the owner's next release leaves it free for longer (see LONGEST_INSISTENCE)."""
         place, word = self.words.places[0]
-        while (w := self.words.view[place]) & at.OWNER and not at.names_slot(w):
+        while (w := self.words.view[place]) & at.OWNER and not self.words.names_slot(w):
             if self.mark.compare_exchange(word, w, w | at.PARKED):
                 break
         end = SYSTEM.monotonic_ns() + LONGEST_INSISTENCE
@@ -509,7 +513,7 @@ class OwnerWaiter:
             if words.is_lock and at.is_reservation(w):
                 self._poll_reservation(w, spot)
                 continue
-            if not owner or at.names_slot(w) or _process.is_alive(owner):
+            if not owner or words.names_slot(w) or _process.is_alive(owner):
                 continue
             view[start + at.BLOCK_DEAD] = owner
             view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
@@ -581,7 +585,7 @@ class OwnerWaiter:
         words = self.words
         view = words.view
         for place, word in words.places:
-            while (w := view[place]) & at.OWNER and not at.names_slot(w):
+            while (w := view[place]) & at.OWNER and not words.names_slot(w):
                 if words.is_lock and at.is_reservation(w):
                     settle(words.parking, self.index)
                     return

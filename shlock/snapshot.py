@@ -339,7 +339,9 @@ def _primitive(
     lease: LeaseSnapshot | None = None
     if kind in (at.LOCK, at.RLOCK, at.GUARDED, at.RWLOCK) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
-        words = [_bias.ordinary(arena.words.view, start, load(cell)) for cell in cells]
+        words = [load(cell) for cell in cells]
+        if not kind_word & at.OWNED:
+            words = [_bias.ordinary(arena.words.view, start, words[0])]
         held = [w for w in words if at.process_in(w)]
         if any(w & at.DIED for w in words):
             abandoned = arena.abandoned(start)

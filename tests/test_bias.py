@@ -514,6 +514,7 @@ def test_a_child_that_is_forked_inside_is_not_the_owner(lock: Any) -> None:
 
 def use(lock: Any, page: Page, limit: int, rounds: int) -> None:
     """Take and release; whoever meets somebody inside says so."""
+    _bias._chosen = "always" if limit == 0 else "never"  # type: ignore[misc]
     lock._words.limit = lock._words.credit.cell_contents = limit
     me = os.getpid() << 20 | threading.get_ident() & 0xFFFFF
     for _ in range(rounds):
@@ -544,6 +545,7 @@ def test_processes_and_threads_that_are_biased_whenever_possible_exclude_each_ot
 
 
 def own(lock: Any, page: Page) -> None:
+    _bias._chosen = "always"  # type: ignore[misc]
     lock._words.limit = lock._words.credit.cell_contents = 0
     while not page[OVER]:
         with lock:

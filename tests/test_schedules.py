@@ -443,8 +443,8 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2),
         "_owned.make_fast_path",
-        "compare_exchange(word, expected, me)",
-        "not_atomic(words, me)",
+        "raw_compare_exchange(word, expected, identity_pointer)",
+        "not_atomic(words, identity_pointer)",
         "",
     ),
     "a_waiter_that_does_not_mark_the_word": (
@@ -531,8 +531,8 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2, kills=1, polls=True),
         "_owned.OwnerWaiter.poll",
-        "if not owner or at.names_slot(w) or _process.is_alive(owner):",
-        "if not owner or at.names_slot(w):",
+        "if not owner or words.names_slot(w) or _process.is_alive(owner):",
+        "if not owner or words.names_slot(w):",
         "",
     ),
     "an_heir_who_is_not_told": (
