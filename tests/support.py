@@ -235,7 +235,12 @@ def files_of(domain: str) -> list[str]:
 def clean(domain: str) -> None:
     """Remove a domain that only this process may still use."""
     forget(domain)
-    eventually(lambda: snapshot.clean(domain) is not None and not files_of(domain), f"domain {domain} is removed", 10)
+
+    def is_gone() -> bool:
+        gc.collect()  # a thread may have gone on with the contracts of a domain whose supervisor has just ended
+        return snapshot.clean(domain) is not None and not files_of(domain)
+
+    eventually(is_gone, f"domain {domain} is removed", 10)
 
 
 def semaphores_of(identity: int) -> list[str]:
