@@ -142,7 +142,7 @@ def _biased(attribute: str) -> Callable[[Scratch], Shared]:
 def bias(lock: Any) -> Any:
     """Bias a lock to this process, whatever SHLOCK_BIAS says; the lock."""
     for _ in range(3):  # this process may have to notice first that an earlier bias was revoked
-        lock._words.credit.cell_contents = 0
+        lock._words.limit = lock._words.credit.cell_contents = 0
         with lock:
             pass
     if lock._words.seat.cell_contents:

@@ -79,7 +79,7 @@ __all__ = ["AWAY", "LEAVING", "first_credit", "forget", "grant", "is_possible", 
 AWAY: Final = -1
 LEAVING: Final = -2
 
-NEVER: Final = 1 << 62
+NEVER: Final = 1 << 29  # the largest that is cheap to count down
 #: Releases without a waiter until a lock is biased.
 FIRST_CREDIT: Final = 2_000
 LARGEST_CREDIT: Final = 1 << 20
@@ -160,10 +160,10 @@ def grant(words: OwnedWords) -> bool:
         operand = words.granting = Operand()
     operand.tried = None
     me, (place, pointer), start, view = _process.current.word, words.places[0], words.block.start, words.view
-    if view[place] != me or words.seat.cell_contents != AWAY:
+    if words.limit == NEVER or view[place] != me or words.seat.cell_contents != AWAY:
         return False
     if view[start + at.BLOCK_KIND] & (at.LEASED | at.RANKED | at.UNBIASED) or not _may_be_ordered():
-        words.credit.cell_contents = NEVER
+        words.limit = words.credit.cell_contents = NEVER
         return False
     slot = _claim(words)
     if slot is None:
