@@ -104,7 +104,7 @@ _claims: weakref.WeakValueDictionary[tuple[int, int, int], OwnedWords] = weakref
 
 def first_credit(kind: int) -> int:
     """After how many releases a lock of this kind may be biased first."""
-    if kind not in (at.LOCK, at.RLOCK) or _chosen == "never" or not _may_be_ordered():
+    if kind not in (at.LOCK, at.RLOCK) or _chosen == "never" or not is_possible():
         return NEVER
     return 0 if _chosen == "always" else FIRST_CREDIT
 
@@ -162,7 +162,7 @@ def grant(words: OwnedWords) -> bool:
     me, (place, pointer), start, view = _process.current.word, words.places[0], words.block.start, words.view
     if words.limit == NEVER or view[place] != me or words.seat.cell_contents != AWAY:
         return False
-    if view[start + at.BLOCK_KIND] & (at.LEASED | at.RANKED | at.UNBIASED) or not _may_be_ordered():
+    if view[start + at.BLOCK_KIND] & (at.LEASED | at.RANKED | at.UNBIASED) or not is_possible():
         words.limit = words.credit.cell_contents = NEVER
         return False
     slot = _claim(words)
@@ -174,8 +174,8 @@ def grant(words: OwnedWords) -> bool:
     view[start + at.BLOCK_GENERATION] = generation
     biased = at.biased(slot, generation)
     memory = words.block.arena.segment.memory
-    byte = (start + at.BLOCK_HOLDS) * at.WORD + at.byte_of(slot)
-    held, lowest = memory[byte : byte + 1], memory[(byte := place * at.WORD + at.byte_of(0)) : byte + 1]
+    h, w = (start + at.BLOCK_HOLDS) * at.WORD + at.byte_of(slot), place * at.WORD + at.byte_of(0)
+    held, lowest = memory[h : h + 1], memory[w : w + 1]
     if crash_points:
         crash_points[0]("C74 slot claimed")
     now = SYSTEM.monotonic_ns()
@@ -226,7 +226,8 @@ def forget(words: OwnedWords) -> None:
     words.granting = None
 
 
-def _may_be_ordered() -> bool:
+def is_possible() -> bool:
+    """Whether this process can have a biased path: whether the kernel lets others order its memory accesses."""
     if _process.current not in _registered:
         if not SYSTEM.register_membarrier():
             return False
@@ -257,8 +258,3 @@ def _give_back(words: OwnedWords, slot: int) -> None:
 
 
 _process.refresh_in_child.append(_claims.clear)
-
-
-def is_possible() -> bool:
-    """Whether a process like this one can have a biased path: whether the kernel lets others order its memory accesses."""
-    return _may_be_ordered()

@@ -240,7 +240,22 @@ def clean(domain: str) -> None:
         gc.collect()  # a thread may have gone on with the contracts of a domain whose supervisor has just ended
         return snapshot.clean(domain) is not None and not files_of(domain)
 
-    eventually(is_gone, f"domain {domain} is removed", 10)
+    try:
+        eventually(is_gone, f"domain {domain} is removed", 10)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; used by {users_of(domain)}") from None
+
+
+def users_of(domain: str) -> list[str]:
+    """The processes that have a segment of a domain open: pid, threads, command."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            files = [os.readlink(link) for link in (folder / "fd").iterdir()]
+            if any(Path(file).name in files_of(domain) for file in files):
+                threads = [thread.name for thread in threading.enumerate()] if folder.name == str(os.getpid()) else []
+                found.append(f"{folder.name} {threads} {(folder / 'cmdline').read_bytes()!r}")
+    return found
 
 
 def semaphores_of(identity: int) -> list[str]:
