@@ -29,7 +29,8 @@ from . import _process
 from ._layout import WORD
 
 __all__ = [
-    "IS_WEAK", "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "pointer", "raw_compare_exchange",
+    "IS_WEAK", "ZERO", "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "new_cell", "pointer",
+    "raw_compare_exchange",
 ]  # fmt: skip
 
 #: What ctypes passes fastest: an argument that is wrapped once and used again for every call.
@@ -61,7 +62,16 @@ def pointer(address: int) -> Pointer:
     return ctypes.c_void_p.from_param(address)
 
 
+def new_cell(value: int) -> tuple[Pointer, memoryview]:
+    """A word of this process's own memory: as a call argument, and to look at and change."""
+    cell = ctypes.c_uint64(value)
+    return pointer(ctypes.addressof(cell)), memoryview(cell).cast("B").cast("Q")
+
+
 raw_compare_exchange, _raw_exchange = _load_functions()
+
+_zero = new_cell(0)  # keeps the memory
+ZERO: Final = _zero[0]
 
 #: Whether this processor may let a store pass an earlier store, or a load an earlier load.  x86-64 keeps both in order: there
 #: only a store and a later load need a fence in between.

@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 
 from . import _layout as at
 from . import _ledger, _process
-from ._atomic import raw_compare_exchange
+from ._atomic import ZERO, raw_compare_exchange
 from ._layout import WORD_MASK
-from ._owned import ZERO, OwnedWords, describe
+from ._owned import OwnedWords, describe
 from ._process import identity_pointer
 from ._sys import SYSTEM
 from .contract import AWAY, FREE, Grant, Lease

@@ -53,7 +53,6 @@ holds is not a dead owner.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import time
@@ -61,22 +60,21 @@ import warnings
 import weakref
 from _thread import get_ident
 from collections.abc import Callable
-from types import CellType, FunctionType
+from types import CellType
 from typing import Any, Final
 
 from . import _bias, _process
 from . import _layout as at
 from ._arena import Block
-from ._atomic import Operand, Pointer, borrow_operand, give_back, pointer, raw_compare_exchange
-from ._bias import LEAVING, grant, leave
+from ._atomic import Operand, Pointer, borrow_operand, give_back, new_cell, pointer
 from ._deadlock import Wait, copy_of
 from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
-from ._process import Forked, identity_pointer
+from ._process import Forked
 from ._sys import SYSTEM, crash_points
 from .errors import Abandoned, AbandonedError, AbandonedWarning, DeadlockError
 
-__all__ = ["OwnedWords", "make_fast_path", "usable_cores"]
+__all__ = ["OwnedWords", "usable_cores"]
 
 WARN, IGNORE, POISON = range(len(at.POLICIES))
 
@@ -90,7 +88,6 @@ LONGEST_INSISTENCE: Final = 150_000
 TURN: Final = 10_000_000
 _PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 NO_POINTER: Final = pointer(0)
-NUMBERS: Final = (float, int)  # what a timeout is; anything else is looked at more closely
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
 
 
@@ -99,8 +96,8 @@ class OwnedWords:
 
     __slots__ = (
         "__weakref__", "biased", "block", "credit", "depth", "grant", "granted", "granting", "has_permits", "held",
-        "is_inherited", "is_lock", "kept", "limit", "looks", "lowest", "mark", "name", "next_look", "on_heir", "parking",
-        "places", "policy", "seat", "skips", "slot", "thread", "turn", "view",
+        "is_inherited", "is_lock", "kept", "limit", "looks", "lowest", "mark", "may_release", "may_take", "mine", "name",
+        "next_look", "on_heir", "parking", "places", "policy", "seat", "skips", "slot", "thread", "turn", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -132,7 +129,15 @@ class OwnedWords:
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
         self.granting: Operand | None = None
+        # Of ``_fast_path``: what A1 and R1 expect, and whether each operand is free.
+        self.zero, self.mine = new_cell(0), new_cell(_process.current.word)
+        self.may_take, self.may_release = CellType(HAS_LOCK), CellType(HAS_LOCK)
         _all_words.add(self)
+
+    def renew_operands(self) -> None:
+        """In a forked child: R1 expects another word, and whatever was going on was the parent's."""
+        self.zero[1][0], self.mine[1][0] = 0, _process.current.word
+        self.may_take.cell_contents = self.may_release.cell_contents = HAS_LOCK
 
     # -- who ----------------------------------------------------------------------------------------------------------
 
@@ -605,31 +610,11 @@ class OwnerWaiter:
             self.withdraw(False, True)
 
 
-# -- the fast path --------------------------------------------------------------------------------------------------------
+#: Whether threads exclude each other between two calls.
+HAS_LOCK: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
-#: Changed by a fork, in the child: what was going on there is the parent's.
-_generation = object()
-
-#: Expected operands (pointer, cell) that hold 0 and this process's word.
-spare_zeros: list[tuple[Pointer, memoryview]]
-spare_mine: list[tuple[Pointer, memoryview]]
 _waiters: list[OwnerWaiter] = []
 _all_words: weakref.WeakSet[OwnedWords] = weakref.WeakSet()
-
-
-def new_cell(value: int) -> tuple[Pointer, memoryview]:
-    cell = ctypes.c_uint64(value)
-    return pointer(ctypes.addressof(cell)), memoryview(cell).cast("B").cast("Q")
-
-
-_ZERO_CELL: Final = new_cell(0)
-ZERO: Final = _ZERO_CELL[0]
-spare_zeros = [new_cell(0) for _ in range(4)]
-spare_mine = [new_cell(_process.current.word) for _ in range(4)]
-take_zero: Final = spare_zeros.pop
-give_zero: Final = spare_zeros.append
-take_mine: Final = spare_mine.pop
-give_mine: Final = spare_mine.append
 
 
 def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
@@ -644,201 +629,15 @@ def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
 
 
 def _in_child() -> None:
-    global _generation
-    _generation = object()
     for words in list(_all_words):
         words.is_inherited = words.is_inherited or words.thread != 0 or words.seat.cell_contents > 0
         _bias.forget(words)
         words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
-    for pool in (spare_mine, _waiters):
-        pool.clear()
-    spare_mine.extend(new_cell(_process.current.word) for _ in range(4))
+        words.renew_operands()
+    _waiters.clear()
 
 
 _process.refresh_in_child.append(_in_child)
-
-
-def make_fast_path(
-    words: OwnedWords, *, recursive: bool, raises: bool = False
-) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
-    """acquire, release and ``__exit__`` for a single word.
-
-    Uncontended they are a few plain loads and stores where the lock is biased to this process (B0 to B6, see ``_bias``), and
-    else one compare-exchange each.  In between, the interpreter may look at signals, switch threads or fork only where a call
-    returns; that is why what has been done is noted without a call, directly before or after.
-    """
-    word = words.places[0][1]
-    # These become the cells of the words, see below.  Closure variables are what a function reads fastest; but each of them
-    # costs something at every call, so what is the same for all locks is global.
-    seat = credit = mark = 0
-    held: Any = None
-    lowest: Any = None
-
-    def acquire(block: bool = True, timeout: float | None = None) -> bool:
-        nonlocal seat
-        thread = get_ident()
-        if not seat and (timeout is None or (timeout.__class__ in NUMBERS and timeout == timeout)):
-            seat = thread  # B0
-            held[0] = 1  # B1
-            if lowest[0] == mark:  # B2
-                return True
-            held[0] = 0  # B3
-            seat = LEAVING
-            stopped: BaseException | None = None
-            while seat == LEAVING:
-                try:
-                    leave(words)  # B6
-                except Forked:
-                    pass  # it starts as itself
-                except BaseException as error:  # finish first: a word that is REVOKED and ours would never be released
-                    stopped = error
-            if stopped is not None:
-                raise stopped
-        if recursive and thread in (words.thread, seat):
-            words.depth += 1
-            return True
-        generation = _generation
-        called = taken = False
-        try:
-            if timeout is None:
-                expected, cell = operand = take_zero()
-                generation = _generation
-                called = True
-                if raw_compare_exchange(word, expected, identity_pointer):  # A1
-                    taken = True
-                    give_zero(operand)
-                    words.thread = get_ident()
-                    if generation is _generation:
-                        return True
-                    taken = False  # forked meanwhile: it is the parent's
-                called = False
-                cell[0] = 0
-                give_zero(operand)
-        except BaseException as error:
-            if (taken or (called and cell[0] == 0)) and generation is _generation:
-                words.release()
-            if error.__class__ is not IndexError or called or spare_zeros:  # else another thread has the last operand
-                raise
-            give_zero(new_cell(0))
-        return words.acquire(block, timeout, raises=raises)
-
-    def make_release(leaving: bool) -> Callable[..., None]:
-        def release(kind: object = None, value: object = None, traceback: object = None) -> None:
-            nonlocal seat, credit
-            is_left = False
-            if not recursive and seat > 0 and (kind is None or leaving):
-                held[0] = 0  # B4
-                if lowest[0] == mark:  # B5
-                    seat = 0
-                    return
-                seat = LEAVING
-                is_left = True
-            interruption: BaseException | None = None
-            if recursive and seat > 0 and (kind is None or leaving):
-                while True:
-                    try:
-                        thread = get_ident()
-                        break
-                    except BaseException as raised:
-                        interruption = raised
-                if seat == thread and words.depth == 1:
-                    held[0] = 0  # B4
-                    if lowest[0] == mark:  # B5
-                        seat = 0
-                        if interruption is not None:
-                            raise interruption
-                        return
-                    seat = LEAVING
-                    is_left = True
-            while is_left and seat == LEAVING:
-                try:
-                    leave(words)  # B6
-                except Forked:
-                    pass
-                except BaseException as raised:
-                    interruption = raised
-            if is_left:
-                if interruption is not None:
-                    raise interruption
-                return
-            if kind is not None and not leaving:
-                raise TypeError("release() takes no arguments")
-            generation = _generation
-            error: Exception | None = None
-            back: Operand | None = None
-            tries = 0
-            begun = called = is_empty = False
-            while True:
-                try:
-                    if not begun:
-                        if recursive:
-                            if get_ident() not in (words.thread, seat):
-                                if not (leaving and (words.is_inherited or words.is_of_ancestor())):
-                                    error = AssertionError("attempt to release recursive lock not owned by thread")
-                                break
-                            if words.depth > 1:
-                                words.depth -= 1
-                                break
-                        credit -= 1
-                        if credit < 0:
-                            credit = words.limit
-                            begun = True
-                            if grant(words):  # R1'
-                                break
-                        if spare_mine:
-                            expected, cell = operand = take_mine()
-                            if generation is not _generation:
-                                break  # a forked child, in the middle of its parent's release
-                            words.thread = 0
-                            begun = called = True
-                            if raw_compare_exchange(word, expected, ZERO):  # R1
-                                if generation is _generation:
-                                    give_mine(operand)
-                                break
-                            if generation is not _generation:
-                                break
-                            called = False
-                            cell[0] = _process.current.word
-                            give_mine(operand)
-                        else:  # every exception that came at a bad moment has cost one: the other way, then
-                            words.thread = 0
-                            begun = is_empty = True
-                    if back is None:
-                        back = borrow_operand()
-                    error = words.release_word(back, None, leaving)
-                    break
-                except BaseException as raised:  # finish first: a half-done release would lose a wake-up, or the lock
-                    tries += 1
-                    if generation is not _generation or tries > _process.MOST_INTERRUPTIONS:
-                        raise
-                    interruption = raised
-                    if called and cell[0] == _process.current.word:
-                        break  # R1 was made
-                    granting = words.granting
-                    if granting is not None and granting.succeeded():
-                        granting.tried = None
-                        break  # R1' was made
-            if interruption is not None:
-                raise interruption
-            if error is not None:
-                raise error
-            if back is not None:
-                give_back(back)
-            if is_empty:
-                give_mine(new_cell(_process.current.word))
-
-        return release
-
-    cells = {name: getattr(words, name) for name in ("seat", "credit", "held", "lowest", "mark")}
-    return over(acquire, cells), over(make_release(False), cells), over(make_release(True), cells)
-
-
-def over(function: Callable[..., Any], cells: dict[str, CellType]) -> Callable[..., Any]:
-    """The same function with these cells in the place of its closure variables of those names."""
-    assert isinstance(function, FunctionType) and function.__closure__ is not None
-    names = function.__code__.co_freevars
-    closure = tuple(cells.get(name, cell) for name, cell in zip(names, function.__closure__, strict=True))
-    return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
 
 
 _cores = (0.0, 1)

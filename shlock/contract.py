@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _layout as at
 from . import _ledger, _process
-from ._owned import OwnedWords, describe, new_cell
+from ._atomic import new_cell
+from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
 from .errors import ContractDenied, LeaseExpired
 

@@ -33,9 +33,10 @@ from . import _anonymous, _machine, _names, _process
 from . import _layout as at
 from ._arena import Block, Declaration
 from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
+from ._fast_path import make_fast_path
 from ._leased import LeasedPath, make_leased_path, make_refusing_path
 from ._multiprocessing import SemLockView, ZeroCount
-from ._owned import OwnedWords, describe, make_fast_path
+from ._owned import OwnedWords, describe
 from ._parking import parking_of
 from .contract import Contract, Lease, OnTerminate, Terms, check_request
 from .errors import Abandoned

@@ -440,7 +440,7 @@ class Process:
             return call
 
         compare_exchange = stepping(atomic.raw_compare_exchange, "compare-exchanges")
-        atomic.raw_compare_exchange = owned.raw_compare_exchange = compare_exchange
+        atomic.raw_compare_exchange = modules["_fast_path"].raw_compare_exchange = compare_exchange
         atomic._raw_exchange = stepping(atomic._raw_exchange, "exchanges")
         if number == 0:
             self.arena = modules["_arena"].Arena.create(16)
@@ -454,7 +454,6 @@ class Process:
         """As it was before its first schedule."""
         owned, parking = self.modules["_owned"], self.modules["_parking"]
         owned._in_child()
-        owned.spare_zeros[:] = [owned.new_cell(0) for _ in range(4)]
         self.arena.parking = None
         for block in self.blocks:
             block.local = None

@@ -442,8 +442,8 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "an_acquire_that_is_not_atomic": (
         lambda world: lock_scenario(world(2, "Lock")),
         Bound(2),
-        "_owned.make_fast_path",
-        "raw_compare_exchange(word, expected, identity_pointer)",
+        "_fast_path.make_fast_path",
+        "raw_compare_exchange(word, zero, identity_pointer)",
         "not_atomic(words, identity_pointer)",
         "",
     ),
@@ -554,7 +554,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "an_rlock_that_forgets_which_thread_holds_it": (
         lambda world: lock_scenario(world(1, "RLock", spots_each=2), kind="RLock", depth=2, threads=(0, 0)),
         Bound(2),
-        "_owned.make_fast_path",
+        "_fast_path.make_fast_path",
         "if recursive and thread in (words.thread, seat):",
         "if recursive and words.owners() == [_process.current.word]:",
         "",
@@ -617,7 +617,7 @@ def test_the_scheduler_finds(mutation: str, world: Made) -> None:
     make, bound, where, old, new, complaint = MUTATIONS[mutation]
     scenario = make(world)
     for process in scenario.world.processes:
-        process.modules["_owned"].not_atomic = lambda words, me, word=process.word: _look_then_store(words, word)
+        process.modules["_fast_path"].not_atomic = lambda words, me, word=process.word: _look_then_store(words, word)
     with mutated(scenario.world, where, old, new), pytest.raises(ScheduleFailure) as caught:
         explore(scenario, bound)
     assert complaint in str(caught.value)
