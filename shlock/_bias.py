@@ -73,13 +73,13 @@ from ._sys import SYSTEM, crash_points
 if TYPE_CHECKING:
     from ._owned import OwnedWords
 
-__all__ = ["AWAY", "LEAVING", "first_credit", "forget", "grant", "is_possible", "leave", "ordinary", "revoke"]
+__all__ = ["AWAY", "LEAVING", "NEVER", "first_credit", "forget", "grant", "is_possible", "leave", "ordinary", "revoke"]
 
 #: Of a seat, beside the number of the thread that is in, and 0: the bias is ours, and nobody is in.
 AWAY: Final = -1
 LEAVING: Final = -2
 
-NEVER: Final = 1 << 29  # the largest that is cheap to count down
+NEVER: Final = 1 << 29
 #: Releases without a waiter until a lock is biased.
 FIRST_CREDIT: Final = 2_000
 LARGEST_CREDIT: Final = 1 << 20

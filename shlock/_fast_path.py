@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from . import _process
 from ._atomic import ZERO, Operand, borrow_operand, give_back, raw_compare_exchange
-from ._bias import LEAVING, grant, leave
+from ._bias import LEAVING, NEVER, grant, leave
 from ._owned import OwnedWords
 from ._process import Forked, identity_pointer
 
@@ -54,6 +54,7 @@ def make_fast_path(
     held: Any = None
     lowest: Any = None
     may_take = may_release = True
+    is_counted = words.limit != NEVER  # or a subtraction at each release would be for nothing
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         nonlocal seat, may_take
@@ -102,97 +103,86 @@ def make_fast_path(
 
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:
+            """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done."""
             nonlocal seat, credit, may_release
-            is_left = False
-            if not recursive and seat > 0 and (kind is None or leaving):
-                held[0] = 0  # B4
-                if lowest[0] == mark:  # B5
-                    seat = 0
-                    return
-                seat = LEAVING
-                is_left = True
+            if kind is not None and not leaving:
+                raise TypeError("release() takes no arguments")
             interruption: BaseException | None = None
-            if recursive and seat > 0 and (kind is None or leaving):
+            if recursive:
                 while True:
                     try:
                         thread = get_ident()
                         break
                     except BaseException as raised:
                         interruption = raised
-                if seat == thread and words.depth == 1:
-                    held[0] = 0  # B4
-                    if lowest[0] == mark:  # B5
-                        seat = 0
-                        if interruption is not None:
-                            raise interruption
+                if thread not in (words.thread, seat):
+                    if leaving and (words.is_inherited or words.is_of_ancestor()):
                         return
+                    raise AssertionError("attempt to release recursive lock not owned by thread")
+                if words.depth > 1:
+                    words.depth -= 1
+                    if interruption is not None:
+                        raise interruption
+                    return
+            if seat > 0:
+                held[0] = 0  # B4
+                if lowest[0] == mark:  # B5
+                    seat = 0
+                else:
                     seat = LEAVING
-                    is_left = True
-            while is_left and seat == LEAVING:
-                try:
-                    leave(words)  # B6
-                except Forked:
-                    pass
-                except BaseException as raised:
-                    interruption = raised
-            if is_left:
+                    while seat == LEAVING:
+                        try:
+                            leave(words)  # B6
+                        except Forked:
+                            pass
+                        except BaseException as raised:
+                            interruption = raised
                 if interruption is not None:
                     raise interruption
                 return
-            if kind is not None and not leaving:
-                raise TypeError("release() takes no arguments")
             process = _process.current
+            is_first = may_release and credit
+            if is_first:
+                if is_counted:
+                    credit -= 1
+                words.thread = 0
+                may_release = False
+                try:
+                    if raw_compare_exchange(word, mine, ZERO):  # R1
+                        if process is _process.current:
+                            may_release = True
+                        if interruption is None:
+                            return
+                except BaseException as raised:
+                    interruption = raised
+                is_made = mine_cell[0] == process.word
+                if process is _process.current:
+                    mine_cell[0] = process.word
+                    may_release = True
+                if is_made or process is not _process.current:  # a forked child is in the middle of its parent's release
+                    if interruption is not None:
+                        raise interruption
+                    return
             error: Exception | None = None
             back: Operand | None = None
             tries = 0
-            is_begun = is_called = False
             while True:
                 try:
-                    if not is_begun:
-                        if recursive:
-                            if get_ident() not in (words.thread, seat):
-                                if not (leaving and (words.is_inherited or words.is_of_ancestor())):
-                                    error = AssertionError("attempt to release recursive lock not owned by thread")
-                                break
-                            if words.depth > 1:
-                                words.depth -= 1
-                                break
-                        credit -= 1
-                        if credit < 0:
+                    if not is_first:
+                        is_first = True
+                        if not credit:
                             credit = words.limit
-                            is_begun = True
                             if grant(words) or process is not _process.current:  # R1'
                                 break
-                        words.thread = 0
-                        is_begun = True
-                        if may_release:
-                            may_release = False
-                            is_called = True
-                            if raw_compare_exchange(word, mine, ZERO):  # R1
-                                if process is _process.current:
-                                    may_release = True
-                                break
-                            if process is not _process.current:
-                                break  # a forked child, in the middle of its parent's release
-                            is_called = False
-                            mine_cell[0] = process.word
-                            may_release = True
                     if back is None:
                         back = borrow_operand()
                     error = words.release_word(back, None, leaving)
                     break
-                except BaseException as raised:  # finish first: a half-done release would lose a wake-up, or the lock
+                except BaseException as raised:
                     tries += 1
                     if process is not _process.current or tries > _process.MOST_INTERRUPTIONS:
                         raise
                     interruption = raised
-                    if is_called:
-                        is_called = False
-                        is_done = mine_cell[0] == process.word
-                        mine_cell[0] = process.word
-                        may_release = True
-                        if is_done:
-                            break  # R1 was made
                     granting = words.granting
                     if granting is not None and granting.succeeded():
                         granting.tried = None
