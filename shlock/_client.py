@@ -334,7 +334,7 @@ class Connection:
     def forget(self) -> None:
         """In a forked child: all of it is the parent's."""
         for grant in list(self.grants.values()):
-            grant.seat = FREE
+            grant.seat.cell_contents = FREE
             grant.close_seat()
         if self._socket is not None:
             self._socket.close()
@@ -392,7 +392,8 @@ def attach(domain: str, name: str, declaration: Declaration, terms: Terms) -> Bl
 def renew(words: OwnedWords) -> Grant:
     """A new contract on the old terms: in a forked child, or after a policy took the old one back."""
     old: Grant = words.grant
-    grant = words.grant = obtain(words, old.connection.domain, old.terms)
+    grant = obtain(words, old.connection.domain, old.terms)
+    grant.use()
     return grant
 
 

@@ -278,7 +278,7 @@ class RWWords(OwnedWords):
     def move_deadline(self) -> None:
         """Under a lease: the time that a writer waits for readers is none of its hold's."""
         grant = self.grant
-        if grant is not None and grant.seat == get_ident():
+        if grant is not None and grant.seat.cell_contents == get_ident():
             grant.view[grant.deadline] = SYSTEM.monotonic_ns() + grant.lease_ns
 
     def timed_out(self, timeout: float | None) -> TimeoutError:
@@ -457,7 +457,7 @@ class Reading:
         if hold is not None and hold.process is _process.current:
             hold.depth += 1
             return
-        if words.thread == thread and words.is_mine():
+        if words.holder.cell_contents == thread and words.is_mine():
             raise words.misused("writes, and would have to wait for itself to read: leave the write first")
         hold = None
         try:
@@ -583,7 +583,7 @@ class Writing:
 
     def _is_inside(self) -> bool:
         words = self._words
-        return words.is_mine() or (words.grant is not None and words.grant.seat == get_ident())
+        return words.is_mine() or words.lease_seat.cell_contents == get_ident()
 
     def _undo(self) -> None:
         words = self._words

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _layout as at
 from . import _ledger, _process
-from ._atomic import new_cell
-from ._owned import OwnedWords, describe
+from ._owned import NO_CONTRACT, OwnedWords, describe
 from ._sys import SYSTEM
 from .errors import ContractDenied, LeaseExpired
 
@@ -35,7 +34,7 @@ __all__ = ["OPERATIONS", "Contract", "Lease", "Terms", "check_request"]
 OnTerminate = Literal["flag", "raise"]
 
 FREE: Final = 0
-AWAY: Final = -1
+AWAY: Final = NO_CONTRACT
 
 #: Asks for LeaseExpired in the main thread.  Sent only to processes whose contract says on_terminate="raise".
 EXPIRY_SIGNAL: Final = signal.SIGRTMAX - 3
@@ -167,8 +166,6 @@ class Grant:
         "lease_ns",
         "ledger",
         "left",
-        "mine",
-        "mine_cell",
         "number",
         "odd",
         "precedence",
@@ -181,9 +178,6 @@ class Grant:
         "terms",
         "text",
         "view",
-        "word",
-        "zero",
-        "zero_cell",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, words: OwnedWords, terms: Terms, ledger: _ledger.Ledger, number: int) -> None:
@@ -193,13 +187,9 @@ class Grant:
         self.ledger = ledger
         self.number = number  # of the slot
         self.process = _process.current
-        self.word = _process.current.word
         self.text = describe(words.block)
-        #: Which thread of this process is between E0 and X3; FREE, or AWAY: this grant is not, or no more, for use.
-        self.seat = FREE
-        #: The operands of its exchanges: 0 and our name.  Whoever has the seat has them to himself.
-        self.zero, self.zero_cell = new_cell(0)
-        self.mine, self.mine_cell = new_cell(self.word)
+        #: Which thread of this process is between E0 and X3; FREE; or AWAY: there is no contract that can be used.
+        self.seat = words.lease_seat
         self.is_away = False
         self.gates: collections.deque[Any] = collections.deque()  # of threads that wait for the seat
         self.left = 0  # what X1 writes
@@ -207,8 +197,7 @@ class Grant:
         self.deadline = _ledger.DEADLINE + number
         self.lease_ns = terms.lease
         self.record_site = terms.record_site
-        #: Whether there is more to do on the way in or out: a site to record, LEFT to write, a gate to open, nothing to keep.
-        self.odd = terms.record_site
+        self.odd = words.lease_odd
         self.precedence = terms.rank  # until the answer says which class it is of
         self.refusal: ContractDenied | None = None
         self.contract: Contract | None = None
@@ -217,11 +206,21 @@ class Grant:
         self.announced: dict[int, object] = {}
         self.preempting: set[int] = set()  # threads that wait and may throw out who has lower precedence
 
+    def use(self) -> None:
+        """From now on this process takes the lock under this contract."""
+        words = self.words
+        assert words is not None
+        words.lease_odd.cell_contents = self.record_site or words.grant is not None  # a thread may be in under that one
+        words.grant = self
+        words.lease_ends.cell_contents = self.view[self.deadline : self.deadline + 1]
+        if words.lease_seat.cell_contents == AWAY:  # no call between
+            words.lease_seat.cell_contents = FREE
+
     def close_seat(self) -> None:
         """No thread takes the seat any more: in a forked child, or when the policy took the contract back."""
-        self.is_away = self.odd = True
-        if self.seat == FREE:
-            self.seat = AWAY
+        self.is_away = self.odd.cell_contents = True
+        if self.seat.cell_contents == FREE:
+            self.seat.cell_contents = AWAY
 
     def wait_for_seat(self, block: bool, until: int | None) -> bool:
         """E0 when another thread may have the seat; whether the caller has it now.  ``until``: monotonic ns, None = for ever.
@@ -233,11 +232,11 @@ class Grant:
         gate = threading.Lock()
         gate.acquire()
         self.gates.append(gate)
-        self.odd = True
+        self.odd.cell_contents = True
         try:
             while True:
-                if self.seat <= FREE and not self.is_away:
-                    self.seat = me
+                if self.seat.cell_contents <= FREE and not self.is_away:
+                    self.seat.cell_contents = me
                     return True
                 now = SYSTEM.monotonic_ns()
                 if self.is_away or not block or (until is not None and now >= until):
@@ -254,7 +253,7 @@ class Grant:
         """X3."""
         if self.terms.inherit:
             self.view[_ledger.THREAD + self.number] = 0
-        self.seat = AWAY if self.is_away else FREE
+        self.seat.cell_contents = AWAY if self.is_away else FREE
         self.open_gate()
 
     def open_gate(self) -> None:
@@ -263,7 +262,7 @@ class Grant:
             with contextlib.suppress(IndexError, RuntimeError):
                 self.gates[0].release()
         else:
-            self.odd = self.record_site or self.is_away or bool(self.left)
+            self.odd.cell_contents = self.record_site or self.is_away or bool(self.left)
 
     # -- the doorbell: what the supervisor should look at before its next look is due --
 
@@ -408,7 +407,12 @@ def _on_expiry(signum: int, frame: object) -> None:
     global _raised
     for grant in list(_raising):
         lease, words = grant.lease, grant.words
-        if lease is None or words is None or words.thread != get_ident() or grant.view[grant.deadline] != lease._ends:
+        if (
+            lease is None
+            or words is None
+            or words.holder.cell_contents != get_ident()
+            or grant.view[grant.deadline] != lease._ends
+        ):
             continue
         if lease.terminate_requested and lease._ends != _raised:
             _raised = lease._ends

@@ -406,7 +406,7 @@ class Lock(_Owned):
         if grant is None or grant.process is not _process.current:
             from ._client import obtain
 
-            words.grant = obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms)
+            obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms).use()
         elif grant.terms != self._terms:
             raise ValueError(
                 f"{describe(block)}: this process has a contract for it on other terms ({grant.terms}). "

@@ -166,7 +166,7 @@ class TakeFree(Trial):
 
 @pytest.mark.parametrize("arguments", [(), (False,), (True, 5.0)], ids=str)
 def test_acquire_of_a_free_lock_that_is_interrupted_holds_nothing(lock: Any, arguments: tuple[Any, ...]) -> None:
-    interrupt_everywhere(lambda: TakeFree(lock, *arguments), 3)
+    interrupt_everywhere(lambda: TakeFree(lock, *arguments), 2)
 
 
 class ReleaseFree(Trial):
@@ -185,7 +185,7 @@ class ReleaseFree(Trial):
 
 
 def test_release_that_is_interrupted_has_released(lock: Any) -> None:
-    interrupt_everywhere(lambda: ReleaseFree(lock), 2)
+    interrupt_everywhere(lambda: ReleaseFree(lock), 1)
 
 
 class NoOperands(Trial):
@@ -206,7 +206,7 @@ class NoOperands(Trial):
 
 
 def test_acquire_that_is_interrupted_with_no_operands_left_holds_nothing(lock: Any) -> None:
-    interrupt_everywhere(lambda: NoOperands(TakeFree(lock)), 3)
+    interrupt_everywhere(lambda: NoOperands(TakeFree(lock)), 2)
 
 
 def test_release_that_is_interrupted_with_no_operands_left_has_released(lock: Any) -> None:
@@ -238,7 +238,7 @@ class With(Trial):
 
 
 def test_with_that_is_interrupted_holds_nothing_afterwards(lock: Any) -> None:
-    interrupt_everywhere(lambda: With(lock), 4)
+    interrupt_everywhere(lambda: With(lock), 3)
 
 
 class TakeAgain(Trial):
