@@ -234,15 +234,19 @@ def files_of(domain: str) -> list[str]:
 
 
 def clean(domain: str) -> None:
-    """Remove a domain that only this process may still use."""
+    """Remove a domain that only this process may still use.
+
+    A thread may have gone on with the contracts of a domain whose supervisor has just ended, and started the next one.  That takes
+    as long as an interpreter needs to start, and a second more: on a busy machine several seconds.
+    """
     forget(domain)
 
     def is_gone() -> bool:
-        gc.collect()  # a thread may have gone on with the contracts of a domain whose supervisor has just ended
+        gc.collect()
         return snapshot.clean(domain) is not None and not files_of(domain)
 
     try:
-        eventually(is_gone, f"domain {domain} is removed", 10)
+        eventually(is_gone, f"domain {domain} is removed")
     except AssertionError as error:
         raise AssertionError(f"{error}; used by {users_of(domain)}") from None
 
