@@ -236,8 +236,8 @@ def files_of(domain: str) -> list[str]:
 def clean(domain: str) -> None:
     """Remove a domain that only this process may still use.
 
-    A thread may have gone on with the contracts of a domain whose supervisor has just ended, and started the next one.  That takes
-    as long as an interpreter needs to start, and a second more: on a busy machine several seconds.
+    A thread may have gone on with the contracts of a domain whose supervisor has just ended, and started the next one.  That
+    takes as long as an interpreter needs to start, and a second more: on a busy machine several seconds.
     """
     forget(domain)
 
