@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from . import _layout as at
 from . import _ledger, _process
@@ -46,6 +46,9 @@ from .contract import AWAY, FREE, Grant, Lease
 from .errors import ContractDenied
 
 __all__ = ["LeasedPath", "make_leased_path", "make_refusing_path"]
+
+
+_clock: Final = SYSTEM.monotonic_ns
 
 
 class LeasedPath(NamedTuple):
@@ -85,7 +88,6 @@ def make_leased_path(
     acquire_plain, release_plain, leave_plain = plain
     view, (place, word), token_place = words.view, words.places[0], words.block.start + at.BLOCK_TOKEN
     block_words = words.block.arena.words
-    clock = SYSTEM.monotonic_ns
     # What enter and exit use.  Those that are assigned to are cells of the words, which stay when another contract comes.
     states, tokens = view[place : place + 1], view[token_place : token_place + 1]
     zero, mine = words.zero[0], words.mine[0]  # whoever has the seat has them to himself
@@ -110,8 +112,8 @@ def make_leased_path(
             try:
                 if raw_compare_exchange(word, zero, identity_pointer):  # E1
                     holder = thread
-                    deadline = clock() + lease_ns
-                    if seat == thread:  # else a forked child
+                    deadline = _clock() + lease_ns
+                    if seat is thread:  # else a forked child
                         ends[0] = deadline  # E2
                         if states[0] == me or is_ours(words.grant):  # E3
                             tokens[0] = token = tokens[0] + 1  # E4
@@ -174,7 +176,7 @@ def make_leased_path(
     def take(
         acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1
     ) -> Lease | None:
-        until = clock() + int(max(0.0, timeout) * 1e9) if block and timeout is not None else None
+        until = _clock() + int(max(0.0, timeout) * 1e9) if block and timeout is not None else None
         while True:
             grant: Grant = words.grant
             if grant.is_away:
@@ -191,8 +193,8 @@ def make_leased_path(
                     return None
                 if grant.terms.inherit:
                     grant.note_thread()
-                while go_in(block, timeout if until is None else max(0.0, (until - clock()) / 1e9)):  # E1
-                    grant.view[grant.deadline] = deadline = clock() + grant.lease_ns  # E2
+                while go_in(block, timeout if until is None else max(0.0, (until - _clock()) / 1e9)):  # E1
+                    grant.view[grant.deadline] = deadline = _clock() + grant.lease_ns  # E2
                     if view[place] == words.me.cell_contents or is_ours(grant):  # E3
                         view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
                         if grant.record_site:
@@ -285,7 +287,8 @@ def make_leased_path(
             except BaseException:  # a signal handler's: release first
                 leave_slowly()
                 raise
-            if seat != thread or odd:
+            taken_by = seat
+            if taken_by != thread or odd:
                 depth = words.depth
                 try:
                     return leave_slowly()
@@ -298,7 +301,7 @@ def make_leased_path(
             try:
                 ends[0] = 0  # X1
                 if raw_compare_exchange(word, mine, ZERO):  # X2
-                    if seat == thread:  # else a forked child, in the middle of its parent's release
+                    if seat is taken_by:  # else a forked child, in the middle of its parent's release
                         holder = 0
                         seat = FREE  # X3
                     return None
