@@ -1,17 +1,20 @@
 """RWLock: many readers, or one writer.
 
 It is a Lock for the writers, leased or not, and a record for each reader.  How they take turns, and what is so when a process
-dies in between, stands in ``_readers``.
+dies in between, stands in ``_readers``; how a lease limits a reader, in ``_leased_readers``.
 """
 
 from __future__ import annotations
 
+from _thread import get_ident
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from . import _layout as at
+from . import _process
 from ._arena import Block, Declaration
+from ._leased_readers import LeasedRWWords
 from ._owned import describe
 from ._parking import deadline_after
 from ._readers import Reading, RWWords, Writing
@@ -105,7 +108,7 @@ class RWLock(_Owned):
 
     def _bind(self, block: Block) -> None:
         super()._bind(block)
-        words = self._words = _shared(block, lambda: RWWords(block))
+        words = self._words = _shared(block, lambda: LeasedRWWords(block) if block.leased else RWWords(block))
         if block.leased and self._terms is None:
             lease, grace = (words.view[block.start + place] for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
             self._terms = Terms(lease, grace, 0, OPERATIONS) if words.grant is None else words.grant.terms
@@ -214,7 +217,10 @@ class RWLock(_Owned):
 
     @property
     def lease(self) -> Lease | None:
-        """The present hold, if the calling thread writes; else None."""
+        """The present hold, if the calling thread writes or reads; else None."""
+        hold = self._words.holds.get(get_ident())
+        if hold is not None and hold.process is _process.current:
+            return hold.lease
         return self._lock.lease
 
     def __repr__(self) -> str:
