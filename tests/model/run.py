@@ -481,9 +481,9 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     holds("rwlock-two-of-each-crash", "rwlock", CRASHES=1, ROUNDS=1, size="deep"),
     holds("rwlock-leases", "rwlock", WRITERS=1, READERS=1, LEASES=1, size="quick"),
     holds("rwlock-leases-leave", "rwlock", WRITERS=1, READERS=1, LEASES=1, WITHDRAW=3, size="quick"),
-    holds("rwlock-leases-two-readers", "rwlock", WRITERS=1, LEASES=1, ROUNDS=2),
-    holds("rwlock-leases-two-writers", "rwlock", READERS=1, LEASES=1, ROUNDS=2),
-    holds("rwlock-leases-two-readers-any-rounds", "rwlock", WRITERS=1, LEASES=1, size="deep"),
+    holds("rwlock-leases-two-readers", "rwlock", WRITERS=1, LEASES=1, ROUNDS=1),
+    holds("rwlock-leases-two-writers", "rwlock", READERS=1, LEASES=1, ROUNDS=1),
+    holds("rwlock-leases-two-readers-two-rounds", "rwlock", WRITERS=1, LEASES=1, ROUNDS=2, size="deep"),
     refuted(
         "rwlock-leases-no-Q2-believes",
         "writing",
