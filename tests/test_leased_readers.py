@@ -22,6 +22,7 @@ from test_enforcement import (
     end_process,
     events,
     nobody_starts_a_supervisor,
+    serve,
     spin,
     start_server,
     state_of,
@@ -33,7 +34,7 @@ from test_enforcement import (
 from test_rwlock import assert_free, is_refused, told
 
 import shlock
-from shlock import _atomic, _client, _ledger, _names, _process, _sys, cli, snapshot
+from shlock import _atomic, _client, _leased_readers, _ledger, _names, _process, _sys, cli, snapshot
 from shlock import _layout as at
 from shlock._arena import Arena
 from shlock._segment import Segment
@@ -130,20 +131,29 @@ def test_a_reader_that_stays_too_long_is_killed_and_then_the_writer_goes_in(stay
 
 
 def test_the_writer_does_not_go_in_before_the_killed_reader_is_dead(domain: str) -> None:
-    """It says that it is inside until its memory is gone: threads of it go on until then."""
-    page, rounds = Page(), 10
+    """Here it takes its time to die, and says that it is inside until then."""
+    page = Page()
+
+    def serve_and_kill_slowly() -> None:
+        _sys.System.send_signal = lambda *arguments: True  # type: ignore[method-assign]
+        serve(domain)
 
     def keep_saying() -> None:
         while True:
             page[OUT] = time.monotonic_ns()
 
-    for _ in range(rounds):
-        page[IN] = page[DONE] = 0
-        reader = Child(read, domain, page, keep_saying, SHORT)
-        eventually(lambda: page[IN])
-        Child(write, domain, page).result()
-        assert page[OUT] < page[DONE]
-        assert reader.wait() == -signal.SIGKILL
+    Child(serve_and_kill_slowly)
+    eventually(lambda: supervisor_of(domain))
+    reader = Child(read, domain, page, keep_saying, SHORT)
+    eventually(lambda: page[IN])
+    writer = Child(write, domain, page)
+    eventually(lambda: events(domain, "killed"))
+    until = time.monotonic() + 0.2  # twenty polls of the writer
+    eventually(lambda: time.monotonic() > until)
+    assert not page[WRITTEN]
+    reader.kill()
+    assert writer.result() == []
+    assert page[OUT] < page[DONE]
 
 
 def test_a_reader_whose_grace_is_long_enough_is_asked_to_leave_and_lives(domain: str) -> None:
@@ -336,25 +346,36 @@ def test_as_many_threads_of_a_process_read_as_there_are_records_and_all_are_seen
     assert events(domain, "killed") == []
 
 
-def test_readers_of_one_process_that_wait_for_a_record_are_woken_without_polling(
-    domain: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shlock._parking.POLL_INTERVAL", 10_000.0)
+def test_a_thread_that_finds_only_the_seat_of_the_last_record_taken_is_woken_without_polling(domain: str) -> None:
+    """The record is free already, its seat is not; and whoever left it has looked whom to wake."""
+    page = Page()
 
-    def crowd() -> int:
-        rwlock = table(domain, readers=2)
-        done: list[int] = []
+    def leave_slowly() -> bool:
+        rwlock = table(domain, readers=1)
+        first = threading.get_ident()
+        leave_seat = _leased_readers.LeasedRWWords._leave_seat
 
-        def one() -> None:
-            for _ in range(200):
-                with rwlock.read():
-                    done.append(1)
+        def read_beside() -> None:
+            with rwlock.read():
+                page[IN] = 1
 
-        in_threads(*[one] * 5)
+        def wait_for_the_other(words: Any, hold: Any) -> None:
+            if threading.get_ident() == first and hold.back.succeeded() and other.ident is None:
+                other.start()
+                eventually(lambda: rwlock.waiters)
+            leave_seat(words, hold)
+
+        other = threading.Thread(target=read_beside, daemon=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shlock._parking.POLL_INTERVAL", 10_000.0)
+            with rwlock.read():
+                patch.setattr(_leased_readers.LeasedRWWords, "_leave_seat", wait_for_the_other)
+            eventually(lambda: page[IN])
+        other.join()
         assert_free(rwlock)
-        return len(done)
+        return True
 
-    assert Child(crowd).result() == 1000
+    assert Child(leave_slowly).result()
 
 
 def test_a_read_in_a_read_has_the_lease_of_the_outer_one(domain: str) -> None:
@@ -557,7 +578,7 @@ def test_the_supervisor_wakes_the_writer_that_waited_for_a_reader(how: str, doma
     def write_without_polling() -> list[int]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("shlock._parking.POLL_INTERVAL", 10_000.0)
-            return write(domain, page)
+            return write(domain, page, None)
 
     if how in AT_THE_DOOR:
         reader = Child(stop_at, domain, page, how, "stopped", 0.5)
@@ -676,7 +697,7 @@ def test_a_reader_whose_record_is_marked_just_as_it_steps_back_is_not_let_in(dom
         exchange = _atomic.Operand.compare_exchange
 
         def compare_exchange(operand: Any, word: Any, expected: int, desired: int) -> bool:
-            if (expected, desired) == (0, me) and not page[IN]:
+            if (expected, desired) == (0, me) and word is not _leased_readers._NO_RECORD and not page[IN]:
                 page[IN] = 1
                 eventually(lambda: page[WRITTEN])
             elif (expected, desired) == (me, me | at.IN_LINE):
