@@ -121,13 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         "revoke",
         _end_hold,
         "end the present hold of a lock: its holder is asked to leave, and killed after its grace",
-        "Exit status 1 if nobody holds it under a contract.",
+        "Of an RWLock that is read, this concerns everybody who reads. Exit status 1 if nobody holds it under a contract.",
     )
     kill = command(
         "kill",
         _end_hold,
         "kill the present holder of a lock at once",
-        "The next one gets the lock when that process is gone, and is told. Exit status 1 if nobody holds it under a contract.",
+        "The next one gets the lock when that process is gone, and is told. Of an RWLock that is read, everybody who reads is "
+        "killed, and nobody is told. Exit status 1 if nobody holds it under a contract.",
     )
     for sub in (why, supervise, events, revoke, kill):
         sub.add_argument("--domain", metavar="D", default="default", help="default: %(default)s")

@@ -899,12 +899,17 @@ def test_slots_of_readers_are_given_back_with_the_lock(domain: str) -> None:
     """And a lock that has the slot afterwards is not taken for a record."""
 
     def use_many() -> tuple[int, list[int]]:
-        used = 0
+        used, holds = 0, {}
         for number in range(20):
             rwlock = shlock.RWLock(f"table {number % 3}", domain=domain, lease=LONG)
             with rwlock.read():
                 pass
+            with rwlock.read():
+                pass
             connection = rwlock._words.grant.connection
+            (slot,) = rwlock._words.grant.readers.values()
+            assert connection.ledger.view[_ledger.HOLDS + slot.number] - holds.get(slot.number, 0) == 2, "holds are counted"
+            holds[slot.number] = connection.ledger.view[_ledger.HOLDS + slot.number]
             used = max(used, rwlock._words.grant.number, *(slot.number for slot in rwlock._words.grant.readers.values()))
             del rwlock
         lock = shlock.Lock("lock", domain=domain, lease=LONG)
