@@ -32,6 +32,7 @@ from test_enforcement import (
     to_monotonic,
 )
 from test_rwlock import assert_free, is_refused, told
+from test_signals import Interruption, Trial, interrupt_everywhere
 
 import shlock
 from shlock import _atomic, _client, _leased_readers, _ledger, _names, _process, _sys, cli, snapshot
@@ -716,6 +717,36 @@ def test_a_reader_whose_record_is_marked_just_as_it_steps_back_is_not_let_in(dom
     page[GO] = 1
     writer.result()
     assert reader.result() == 1, "it was inside with the writer"
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_signal_at_any_moment_leaves_a_free_lock_and_an_empty_ledger(timeout: float | None, domain: str) -> None:
+    def interrupt_reads() -> None:
+        rwlock = table(domain)
+
+        class Read(Trial):
+            def __init__(self) -> None:
+                self.inside = False
+
+            def operate(self) -> None:
+                with rwlock.read(timeout):
+                    self.inside = True
+
+            def finish(self, outcome: Interruption) -> None:
+                if outcome.at_entry and self.inside and rwlock.locked():  # the documented limit
+                    assert outcome.where.startswith("Reading.__exit__"), outcome.where
+                    rwlock.read().__exit__()
+                assert_free(rwlock)
+                words = rwlock._words
+                assert words.holds == {}
+                for slot in words.grant.readers.values():
+                    assert slot.seat is None
+                    assert slot.lease is None
+
+        interrupt_everywhere(Read, 20)
+
+    Child(interrupt_reads).result()
+    assert events(domain, "taken away") == []
 
 
 # -- processes and supervisors that come and go ---------------------------------------------------------------------------
