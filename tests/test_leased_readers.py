@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, DieAtLabel, Page, end_children, eventually, is_sleeping
+from support import PATIENCE, Child, DieAtLabel, DieAtOperation, Page, end_children, eventually, is_sleeping, watch_steps
 from test_enforcement import (
     contracts,
     end_process,
@@ -41,7 +41,9 @@ from shlock._arena import Arena
 from shlock._segment import Segment
 from shlock.errors import ContractDenied, LeaseExpired
 
-SHORT, LONG = 0.05, 60.0
+SHORT, MEDIUM, LONG = 0.05, 0.4, 60.0
+"""Seconds of the leases that are overrun; of those that end, but not before who has them did a few steps; and of the others."""
+
 IN, OUT, GO, DONE, DEADLINE, WRITTEN = range(6)
 
 #: At which of the source's labels a process is killed here, or stopped.
@@ -161,10 +163,10 @@ def test_a_reader_whose_grace_is_long_enough_is_asked_to_leave_and_lives(domain:
     page = Page()
 
     def leave_when_asked() -> tuple[bool, float, str]:
-        rwlock = table(domain, SHORT, grace=LONG)
+        rwlock = table(domain, MEDIUM, grace=LONG)
         with rwlock.read() as lease:
             assert rwlock.lease is lease
-            assert 0 < lease.remaining() <= SHORT
+            assert 0 < lease.remaining() <= MEDIUM
             before = lease.terminate_requested
             page[IN] = 1
             eventually(lambda: lease.terminate_requested)
@@ -262,7 +264,7 @@ def in_threads(*functions: Callable[[], Any]) -> None:
 
 def test_each_thread_of_a_process_has_a_deadline_of_its_own(domain: str) -> None:
     """One that began late is not measured by one that began early, and the first that overruns ends the process."""
-    page, lease = Page(), 0.5
+    page, lease = Page(), 1.5
 
     def read_in_turns() -> None:
         rwlock = table(domain, lease)
@@ -522,10 +524,32 @@ def test_the_others_go_on_when_a_leased_reader_is_killed_at(label: str, domain: 
     assert events(domain, "killed") == events(domain, "abandoned") == []
 
 
+def test_the_others_go_on_when_a_leased_reader_is_killed_before_or_after_any_operation(domain: str) -> None:
+    page, number = Page(), 0
+    start_server(domain)
+
+    def use(number: int) -> None:
+        rwlock = table(domain)
+        watch_steps(DieAtOperation(number), rwlock)
+        with rwlock.read():
+            pass
+
+    while True:
+        number += 1
+        status = Child(use, number).wait()
+        assert Child(write, domain, page).result() == []
+        assert seen(domain).state == "free"
+        if not status:
+            break
+        assert status == -signal.SIGKILL
+    assert number > 6, f"only {number - 1} operations"
+    assert events(domain, "abandoned") == events(domain, "taken away") == []
+
+
 @pytest.mark.parametrize("label", AT_THE_DOOR)
 def test_a_reader_that_is_stopped_at_the_door_loses_its_record_but_not_its_life(label: str, domain: str) -> None:
     page = Page()
-    victim = Child(stop_at, domain, page, label, "stopped", SHORT)
+    victim = Child(stop_at, domain, page, label, "stopped", MEDIUM)
     eventually(lambda: page[IN] and state_of(victim.pid) in "TZ")
     assert Child(write, domain, page).result() == []
     assert [event["pid"] for event in events(domain, "taken away")] == [victim.pid]
@@ -543,7 +567,7 @@ def test_a_thread_that_stalls_at_the_door_clears_no_record_that_another_thread_h
     page = Page()
 
     def stall_and_go_on() -> int:
-        rwlock = table(domain, SHORT, readers=2)
+        rwlock = table(domain, MEDIUM, readers=2)
         first, place = threading.get_ident(), rwlock._words.cells[0][0]
         seen_inside = []
 
@@ -554,7 +578,7 @@ def test_a_thread_that_stalls_at_the_door_clears_no_record_that_another_thread_h
                 eventually(lambda: page[IN])
 
         def read_beside() -> None:
-            with table(domain, SHORT).read():
+            with rwlock.read():
                 page[IN] = 1
                 eventually(lambda: page[GO])
                 seen_inside.append(rwlock.readers)
@@ -582,12 +606,12 @@ def test_the_supervisor_wakes_the_writer_that_waited_for_a_reader(how: str, doma
             return write(domain, page, None)
 
     if how in AT_THE_DOOR:
-        reader = Child(stop_at, domain, page, how, "stopped", 0.5)
+        reader = Child(stop_at, domain, page, how, "stopped", 1.0)
     else:
-        reader = Child(read, domain, page, spin, 0.5)
+        reader = Child(read, domain, page, spin, 1.0)
     eventually(lambda: page[IN])
     writer = Child(write_without_polling)
-    eventually(lambda: seen(domain).waiters and is_sleeping(writer.pid))
+    eventually(lambda: (seen(domain).waiters and is_sleeping(writer.pid)) or page[WRITTEN])
     assert writer.result() == []
     reader.kill()
 
@@ -602,7 +626,7 @@ def test_a_reader_that_is_stopped_at_the_door_waits_for_the_writer_that_has_gone
             page[DONE] = 1
 
     def read_after() -> int:
-        stop_at(domain, page, AT_THE_DOOR[0], "stopped", SHORT)
+        stop_at(domain, page, AT_THE_DOOR[0], "stopped", MEDIUM)
         return page[DONE]
 
     victim = Child(read_after)
@@ -619,7 +643,7 @@ def test_a_reader_that_is_stopped_at_the_door_waits_for_the_writer_that_has_gone
 @pytest.mark.parametrize("label", INSIDE)
 def test_a_reader_that_is_stopped_inside_is_killed(label: str, domain: str) -> None:
     page = Page()
-    victim = Child(stop_at, domain, page, label, "stopped", SHORT)
+    victim = Child(stop_at, domain, page, label, "stopped", MEDIUM)
     eventually(lambda: page[IN])
     assert Child(write, domain, page).result() == []
     assert victim.wait() == -signal.SIGKILL
@@ -630,7 +654,7 @@ def test_a_reader_that_was_let_in_and_does_not_come_keeps_the_writers_out_for_a_
     page = Page()
 
     def wait_and_read() -> int:
-        with table(domain, SHORT).read(PATIENCE):
+        with table(domain, MEDIUM).read(PATIENCE):
             return page[WRITTEN]
 
     def write_first() -> None:
@@ -818,7 +842,7 @@ def test_the_writer_goes_in_although_the_supervisor_dies_at(label: str, domain: 
     server = start_server(domain, label=label)
     with nobody_starts_a_supervisor(domain):
         if label.startswith("S-T"):
-            reader = Child(stop_at, domain, page, AT_THE_DOOR[0], "stopped", SHORT)
+            reader = Child(stop_at, domain, page, AT_THE_DOOR[0], "stopped", MEDIUM)
         else:  # with a grace, or it is killed at once
             reader = Child(functools.partial(read, domain, page, spin, SHORT, grace=SHORT))
         eventually(lambda: page[IN])
