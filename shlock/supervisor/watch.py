@@ -16,8 +16,8 @@
     # S2  nobody is killed whose hold ended in time: K2's membarrier brings out every X1 that was made before
     # S9  P is killed through the pidfd that was opened when it got its contract, only if its own ledger says it is inside
     # S10 a waiter that polls may be faster in D: both make an exchange from the dead owner's word, and one wins
-    # S12 a reader dies for its own process's deadline: of its threads that read, each has a slot and a record
     # S11 in a domain of the machine: a word that names nobody with a contract is forged, and is taken back at the next look
+    # S12 a reader dies for its own process's deadline: of its threads that read, each has a slot and a record
     #
     # killed after   what stands there            repaired by
     # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
