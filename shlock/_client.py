@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import logging
 import os
 import select
@@ -77,7 +78,8 @@ class Connection:
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
         self._free: list[int] = []
-        self._used = 0
+        self._numbers = itertools.count()
+        self._readers: dict[int, set[int]] = {}  # slots of readers, by that of their contract
         self._arenas: set[int] = set()  # which the present supervisor has
         self._watcher: threading.Thread | None = None
         self._connected = False  # at some time
@@ -92,7 +94,7 @@ class Connection:
         """Ask for a contract.  Blocks for an answer; ContractDenied, SupervisorError."""
         with self._lock:
             self._close_unused()
-            grant = Grant(self, words, terms, self.ledger, self._take_slot())
+            grant = Grant(self, words, terms, self.ledger, self.take_slot())
             try:
                 self._write(grant)
                 self._present(grant)
@@ -144,23 +146,37 @@ class Connection:
                     self._exchange(self._socket, {"op": "close", "slot": number})
             self._return_slot(number)
 
-    def _take_slot(self) -> int:
-        if self._free:
+    def take_slot(self) -> int:
+        """A slot that is free.  Takes no lock."""
+        with contextlib.suppress(IndexError):
             return self._free.pop()
-        if self._used == _ledger.SLOTS:
+        number = next(self._numbers)
+        if number >= _ledger.SLOTS:
             raise ValueError(f"this process has {_ledger.SLOTS} contracts already, which is the most that one can have")
-        self._used += 1
-        return self._used - 1
+        return number
 
     def _return_slot(self, number: int) -> None:
-        for field in (_ledger.DEADLINE, _ledger.ARENA, _ledger.THREAD):
-            self.ledger.view[field + number] = 0
+        for slot in (*self._readers.pop(number, ()), number):
+            # RECORD last: a reader's slot is never to be taken for that of a contract.
+            for field in (_ledger.DEADLINE, _ledger.ARENA, _ledger.THREAD, _ledger.RECORD):
+                self.ledger.view[field + slot] = 0
+            self._free.append(slot)
+
+    def give_up_slot(self, number: int) -> None:
+        """One that was taken and never used."""
         self._free.append(number)
 
+    def use_for_reader(self, number: int, grant: Grant, block: Block, place: int) -> None:
+        """Make a slot that of a record under a contract.  No supervisor is asked, so one can read while none runs."""
+        self._readers.setdefault(grant.number, set()).add(number)
+        self._fill(number, grant.terms, block, place)
+
     def _write(self, grant: Grant) -> None:
-        terms, words = grant.terms, grant.words
+        words = grant.words
         assert words is not None
-        block = words.block
+        self._fill(grant.number, grant.terms, words.block, 0)
+
+    def _fill(self, number: int, terms: Terms, block: Block, record: int) -> None:
         for field, value in (
             (_ledger.DEADLINE, 0),
             (_ledger.TERMINATE, 0),
@@ -169,9 +185,10 @@ class Connection:
             (_ledger.BLOCK, block.index),
             (_ledger.RANK, _rank_word(terms)),
             (_ledger.THREAD, 0),
+            (_ledger.RECORD, record),
             (_ledger.ARENA, block.arena.identity),
         ):
-            self.ledger.view[field + grant.number] = value
+            self.ledger.view[field + number] = value
 
     def _present(self, grant: Grant) -> None:
         terms, words = grant.terms, grant.words

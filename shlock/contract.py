@@ -151,56 +151,81 @@ def precedence_of(class_: str, rank: int) -> int:
     return CLASSES.index(class_) << 32 | rank
 
 
-class Grant:
-    """A contract as one process uses it: its slot in the ledger."""
+class Slot:
+    """A slot of the ledger as this process uses it: that of a contract, or of a record in which it reads under one."""
+
+    __slots__ = ("__weakref__", "deadline", "ledger", "number", "text", "view")
+
+    def __init__(self, ledger: _ledger.Ledger, number: int, text: str) -> None:
+        self.ledger = ledger
+        self.view = ledger.view
+        self.number = number
+        self.deadline = _ledger.DEADLINE + number
+        self.text = text  # what it is for
+
+    @property
+    def lease(self) -> Lease | None:
+        """The present hold; None if this process is not inside."""
+        raise NotImplementedError
+
+    def is_of_caller(self) -> bool:
+        """Whether it is the calling thread that is inside, if one is."""
+        raise NotImplementedError
+
+    def make_lease(self, ends: int, token: int) -> Lease:
+        """A hold.  The path of ``_leased`` that is all but always taken does the same without a call."""
+        lease = Lease()
+        lease._grant, lease._ends, lease.token = self, ends, token
+        return lease
+
+    def note_site(self, depth: int) -> None:
+        frame = sys._getframe(depth)
+        self.ledger.write_site(self.number, f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}")
+
+
+class Grant(Slot):
+    """A contract as one process uses it."""
 
     __slots__ = (
-        "__weakref__",
         "_words",
         "announced",
         "connection",
         "contract",
-        "deadline",
         "gates",
         "is_away",
         "lease_ns",
-        "ledger",
         "left",
-        "number",
         "odd",
         "precedence",
         "preempting",
         "process",
+        "readers",
         "record_site",
         "refusal",
         "rings",
         "seat",
         "terms",
-        "text",
-        "view",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, words: OwnedWords, terms: Terms, ledger: _ledger.Ledger, number: int) -> None:
+        super().__init__(ledger, number, describe(words.block))
         self.connection = connection
         self._words = weakref.ref(words)  # which refers to us
         self.terms = terms
-        self.ledger = ledger
-        self.number = number  # of the slot
         self.process = _process.current
-        self.text = describe(words.block)
         #: Which thread of this process is between E0 and X3; FREE; or AWAY: there is no contract that can be used.
         self.seat = words.lease_seat
         self.is_away = False
         self.gates: collections.deque[Any] = collections.deque()  # of threads that wait for the seat
         self.left = 0  # what X1 writes
-        self.view = ledger.view
-        self.deadline = _ledger.DEADLINE + number
         self.lease_ns = terms.lease
         self.record_site = terms.record_site
         self.odd = words.lease_odd
         self.precedence = terms.rank  # until the answer says which class it is of
         self.refusal: ContractDenied | None = None
         self.contract: Contract | None = None
+        #: Of an RWLock: the slots of the records in which this process has read, by their places.
+        self.readers: dict[int, Any] = {}
         #: Whether the supervisor wants to know who waits; and the doorbell at which each thread that waits has told it.
         self.rings = False
         self.announced: dict[int, object] = {}
@@ -337,15 +362,9 @@ class Grant:
             return None
         return self.make_lease(ends, words.view[words.block.start + at.BLOCK_TOKEN])
 
-    def make_lease(self, ends: int, token: int) -> Lease:
-        """A hold.  The path of ``_leased`` that is all but always taken does the same without a call."""
-        lease = Lease()
-        lease._grant, lease._ends, lease.token = self, ends, token
-        return lease
-
-    def note_site(self, depth: int) -> None:
-        frame = sys._getframe(depth)
-        self.ledger.write_site(self.number, f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}")
+    def is_of_caller(self) -> bool:
+        words = self.words
+        return words is not None and words.holder.cell_contents == get_ident()
 
 
 class Lease:
@@ -353,9 +372,10 @@ class Lease:
 
     __slots__ = ("_ends", "_grant", "token")
 
-    _grant: Grant
+    _grant: Slot
     _ends: int  # monotonic ns
-    #: Fencing token: larger than that of every earlier hold of this lock, also across restarts of the supervisor.
+    #: Fencing token: larger than that of every earlier hold of this lock, also across restarts of the supervisor.  A reader's
+    #: is smaller than that of each writer that goes in after it, and not smaller than that of one that was inside before.
     token: int
 
     # No __init__: who makes one sets the three, which takes half the time.
@@ -387,7 +407,7 @@ class Lease:
 
 # -- LeaseExpired in the main thread ----------------------------------------------------------------------------------------
 
-_raising: weakref.WeakSet[Grant] = weakref.WeakSet()  # of this process; a child forgets them
+_raising: weakref.WeakSet[Slot] = weakref.WeakSet()  # of this process; a child forgets them
 _raised = 0
 
 
@@ -399,20 +419,15 @@ def prepare_to_raise() -> None:
         signal.signal(EXPIRY_SIGNAL, _on_expiry)
 
 
-def raise_for(grant: Grant) -> None:
-    _raising.add(grant)
+def raise_for(slot: Slot) -> None:
+    _raising.add(slot)
 
 
 def _on_expiry(signum: int, frame: object) -> None:
     global _raised
-    for grant in list(_raising):
-        lease, words = grant.lease, grant.words
-        if (
-            lease is None
-            or words is None
-            or words.holder.cell_contents != get_ident()
-            or grant.view[grant.deadline] != lease._ends
-        ):
+    for slot in list(_raising):
+        lease = slot.lease
+        if lease is None or not slot.is_of_caller() or slot.view[slot.deadline] != lease._ends:
             continue
         if lease.terminate_requested and lease._ends != _raised:
             _raised = lease._ends

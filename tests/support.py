@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import shlock
-from shlock import _arena, _atomic, _names, _owned, _parking, _sys, snapshot
+from shlock import _arena, _atomic, _fast_path, _names, _parking, _sys, snapshot
 
 PATIENCE = 30.0
 """Seconds to wait for what must happen; only a hang takes this long."""
@@ -354,7 +354,7 @@ def watch_steps(step: Step, *primitives: Any) -> None:
         (_atomic.Words, "store"),
         (_arena.Arena, "clear_block"),
         (_parking.Parking, "_post"),
-        (_owned, "raw_compare_exchange"),
+        (_fast_path, "raw_compare_exchange"),
         *((_sys.System, name) for name in _SYSTEM_CALLS),
     ):
         setattr(owner, name, watched(getattr(owner, name), name))

@@ -24,7 +24,7 @@ from schedules import Interrupt, Interrupted, Interruption, is_at_entry, is_in_p
 from support import PATIENCE, Child, Page, eventually, is_biased_always
 
 import shlock
-from shlock import _anonymous, _atomic, _parking, _sys
+from shlock import _anonymous, _atomic, _owned, _parking, _sys
 
 NO_POLLING = 10_000.0
 
@@ -189,12 +189,11 @@ def test_release_that_is_interrupted_has_released(lock: Any) -> None:
 
 
 class NoOperands(Trial):
-    """As another trial, while other threads have the operands of the lock, and with the pool of operands empty."""
+    """As another trial, while other threads have the operands of all locks, and with the pool of operands empty."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        words = getattr(trial.lock, "_words", None)
-        if words is not None:
+        for words in _owned._all_words:
             words.may_take.cell_contents = words.may_release.cell_contents = False
         _atomic._spare.clear()
 

@@ -335,6 +335,7 @@ def test_reports_are_values_and_read_as_sentences() -> None:
         "precedence": "user",
         "rule": "r",
         "holds": False,
+        "readers": 0,
         "inherits": True,
     }
     missing = {"token": None, "remaining": None, "site": None, "lifted": None}

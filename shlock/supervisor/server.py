@@ -230,7 +230,7 @@ class Server:
     def _is_idle(self) -> bool:
         """Nobody needs it: who only follows its events is no reason to stay."""
         return all(session.follows is not None for session in self._sessions.values()) and not any(
-            contract.owns() for contract in self.watch.all()
+            contract.holds() for contract in self.watch.all()
         )
 
     def _tick(self) -> None:
@@ -470,7 +470,7 @@ class Server:
             client = _client_of(session)
             slot = _number(message, "slot", _ledger.SLOTS - 1)
             contract = client.contracts.get(slot)
-            if contract is not None and not contract.owns():
+            if contract is not None and not contract.holds():
                 self.watch.remove(client, slot)
                 session.arenas.pop(contract.arena.identity, None)
                 self._release([contract.arena])
@@ -603,8 +603,7 @@ class Server:
         )  # fmt: skip
         contract.may_preempt = "preempt" in wishes.operations
         self.watch.add(contract)
-        if contract.owns() and contract.view[contract.place] & at.TAKEN:
-            self.watch.settle(contract)  # another supervisor was at T1
+        self._settle(contract)  # another supervisor was at T1
         if crash_points:
             crash_points[0]("S-G2 added, not answered")
         self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
@@ -748,7 +747,8 @@ class Server:
         now = SYSTEM.monotonic_ns()
         found = []
         for contract in self.watch.all():
-            inside = contract.owns() and contract.deadline > _ledger.LEFT
+            holds = [hold for hold in contract.holds() if hold.deadline > _ledger.LEFT]
+            first = min(holds, key=lambda hold: hold.deadline, default=None)
             terms = contract.watched.terms
             lift = self.inheritance.lift_of(contract) if contract.inherits and contract.owns() else None
             found.append(
@@ -762,10 +762,11 @@ class Server:
                     "rank": contract.rank,
                     "precedence": CLASSES[contract.precedence >> 32],
                     "rule": contract.rule,
-                    "holds": inside,
-                    "token": contract.token if inside else None,
-                    "remaining": (contract.deadline - now) / 1e9 if inside else None,
-                    "site": contract.client.ledger.site(contract.slot) if inside else None,
+                    "holds": first is not None,
+                    "token": None if first is None else first.token,
+                    "remaining": None if first is None else (first.deadline - now) / 1e9,
+                    "site": None if first is None else first.client.ledger.site(first.slot),
+                    "readers": len([hold for hold in holds if hold is not contract]),
                     "inherits": contract.inherits,
                     "lifted": None if lift is None else f"from {lift.own} to {lift.scheduled_as}",
                 }
@@ -773,20 +774,23 @@ class Server:
         return found
 
     def end_hold(self, name: str, *, at_once: bool) -> list[int]:
-        """End the present hold of a lock: its holder is asked to leave and has its grace, or dies at once.  Who that is."""
-        holders = []
-        for contract in self.watch.all():
-            if contract.name != name or not contract.owns() or contract.deadline <= _ledger.LEFT:
+        """End the present hold of a lock: its holder is asked to leave and has its grace, or dies at once.  Who that is.
+
+        Of an RWLock that is read, the hold of everybody who reads.
+        """
+        holders: dict[int, None] = {}
+        for hold in [hold for contract in self.watch.all() if contract.name == name for hold in contract.holds()]:
+            if hold.deadline <= _ledger.LEFT or hold.is_at_the_door():
                 continue
             if at_once:
-                if self.watch.kill(contract, at.KILLED):
-                    holders.append(contract.client.pid)
+                if hold.client.pid not in holders and self.watch.kill(hold, at.KILLED):
+                    holders[hold.client.pid] = None
             else:
                 self.watch.look()  # so that the hold has been seen
-                contract.watched.end(SYSTEM.monotonic_ns(), at.LEASE_REVOKED)
+                hold.watched.end(SYSTEM.monotonic_ns(), at.LEASE_REVOKED)
                 self.watch.due = 0
-                holders.append(contract.client.pid)
-        return holders
+                holders[hold.client.pid] = None
+        return list(holders)
 
     # -- adoption -----------------------------------------------------------------------------------------------------
 
@@ -846,8 +850,13 @@ class Server:
                 self.emit("adopted", pid=client.pid, reason=f"{len(client.contracts)} contracts in its ledger")
                 self.inheritance.adopt(client)
             for contract in client.contracts.values():
-                if contract.owns() and contract.view[contract.place] & at.TAKEN:
-                    self.watch.settle(contract)
+                self._settle(contract)
+
+    def _settle(self, contract: Supervised) -> None:
+        """T2, T3 for what an earlier supervisor had marked."""
+        for hold in contract.holds():
+            if hold.view[hold.place] & at.TAKEN:
+                self.watch.settle(hold)
 
 
 def _named_arenas(domain: str) -> Iterator[Arena]:
@@ -869,13 +878,18 @@ def _named_arenas(domain: str) -> Iterator[Arena]:
 
 
 def _leased_owners(arena: Arena) -> set[int]:
-    """The owner words of the leased locks of an arena."""
+    """The owner words of the leased locks of an arena, and of the records of those that are read."""
     layout, load = arena.layout, arena.words.load
-    return {
-        owner
-        for start in (layout.block(index) for index in range(layout.blocks))
-        if load(start + at.BLOCK_KIND) & at.LEASED and (owner := at.process_in(load(start + at.BLOCK_WORD)))
-    }
+    owners = set()
+    for index in range(layout.blocks):
+        start = layout.block(index)
+        kind_word = load(start + at.BLOCK_KIND)
+        if kind_word & at.LEASED:
+            owners.add(at.process_in(load(start + at.BLOCK_WORD)))
+            if kind_word & at.KIND == at.RWLOCK:
+                with contextlib.suppress(SegmentError):
+                    owners |= {load(place) & at.OWNER for place in arena.cells_of(index)}
+    return owners - {0}
 
 
 def _fitting(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
