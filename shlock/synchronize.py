@@ -107,7 +107,7 @@ class _Primitive:
 
     def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> Block:
         raise ValueError(
-            f"domain {domain!r} is of the machine: only Lock and RLock can be opened there, with lease=. "
+            f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there, with lease=. "
             "A domain of this user has no '/' at its beginning."
         )
 

@@ -35,15 +35,16 @@ from typing import Any, Final, NamedTuple
 
 from .. import _layout as at
 from .. import _ledger, _machine, _messages, _names, _process
-from .._arena import Arena, Declaration
+from .._arena import Arena
 from .._client import supervisor_pid
+from .._machine import Made
 from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
 from ..errors import SegmentError, SupervisorError
 from .inheritance import Inheritance
 from .leases import NEVER, Terms
-from .names import Names
+from .names import Names, made_for
 from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
 from .watch import Client, Supervised, Watch, name_of
@@ -588,6 +589,8 @@ class Server:
         if arena is None:
             raise _Refused("this arena was not shown")
         block = _number(message, "block", arena.layout.blocks - 1)
+        if isinstance(arena.made, Made) and not arena.made.has_lock(block):
+            raise _Refused(f"block {block} of {arena.made.name!r} is no lock")
         name = name_of(arena, block)
         held = self.watch.count(session.user) - (slot in client.contracts)
         wishes = _wishes(message)
@@ -642,42 +645,56 @@ class Server:
         _client_of(session)
         if not self.is_of_machine:
             raise _Refused("in a domain of one user its processes make the segments")
-        kind, policy = _number(message, "kind", at.RLOCK), _number(message, "policy", len(at.POLICIES) - 1)
+        kind, policy = _number(message, "kind", at.EXTENSION), _number(message, "policy", len(at.POLICIES) - 1)
+        size, copies = (_number({"size": 0, "copies": 1, **message}, key, most) for key, most in _SIZES)
         wishes = _wishes(message)
         try:
             name = _names.check_name(message.get("name"))
         except (TypeError, ValueError) as error:
             raise _Refused(str(error)) from None
-        if kind not in (at.LOCK, at.RLOCK):
-            raise _Refused("a name of the machine is a Lock or an RLock")
+        if kind not in _machine.WRITING:
+            raise _Refused("a name of the machine is a Lock, an RLock or a Block")
+        if wishes.operations.isdisjoint(_machine.OPERATIONS.get(kind, wishes.operations)):
+            raise _Refused(f"operations of a {at.KIND_NAMES[kind]} are {', '.join(sorted(_machine.OPERATIONS[kind]))}")
         # Whoever is given segments without opening them holds as many contracts.
         held = max(self._given(session.user), self.watch.count(session.user))
         decision = self._decide(session.pid, session.user, session.accounts, name, wishes, held)
-        arena = self.names.get(name)
-        may_acquire = "acquire" in wishes.operations
-        if decision.allowed and arena is None and not may_acquire:
-            raise _Refused(f"{name!r} is not there yet: it is made for who may acquire it")
-        if decision.allowed and arena is None and not self.names.has_room(session.user, decision.most_contracts):
-            decision = dataclasses.replace(
-                decision, allowed=False, reason=f"the user has made {decision.most_contracts} names that are in use"
-            )
         if not decision.allowed:
-            self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
-            return {"ok": False, "reason": decision.reason, "rule": decision.rule}
+            return self._deny(session, name, decision)
+        # From here on he may know whether it is there.
+        arena, may_write = self.names.get(name), _machine.WRITING[kind] in wishes.operations
         if arena is None:
-            declaration = Declaration(kind, policy=policy, lease=wishes.lease, grace=wishes.grace)
+            if not may_write:
+                raise _Refused(f"{name!r} is not there yet: it is made for who may {_machine.WRITING[kind]} it")
+            if kind == at.GUARDED and not (size and copies):
+                return {"ok": False, "missing": True}
+            made = Made(name, SYSTEM.time_ns(), session.user, kind, policy, *((size, copies) if kind == at.GUARDED else (0, 0)))
+            bound, most = decision.most_contracts, decision.most_bytes
+            if reason := self.names.why_no_room(session.user, made.layout().size, bound, most):
+                return {**self._deny(session, name, dataclasses.replace(decision, reason=reason)), "full": True}
             try:
-                arena = self.names.make(name, declaration, session.user)
+                arena = self.names.make(made, wishes.lease, wishes.grace, self._look_if_due)
             except OSError as error:
-                raise _Refused(f"there is no memory for one more segment: {error.strerror}") from None
+                text = f"there is no memory for one more segment: {error.strerror}"
+                if kind != at.GUARDED:
+                    raise _Refused(text) from None
+                self.emit("refused", pid=session.pid, lock=name, reason=text)
+                return {"ok": False, "errno": errno.ENOSPC, "reason": text}
+        made = made_for(arena)  # nobody is given a descriptor of something else than he asked for
+        if made.kind != kind or (size and made.size != size):
+            return {"ok": False, "kind": made.kind, "size": made.size, "policy": made.policy}
         session.arenas[arena.identity] = arena
         _machine.restore(arena)
-        fd = _machine.open_again(arena.segment.fd, read_only=not may_acquire)
+        fd = _machine.open_again(arena.segment.fd, read_only=not may_write)
         try:
             self._answer(session, {"ok": True}, (fd,))
         finally:
             SYSTEM.close(fd)
         return None
+
+    def _deny(self, session: Session, name: str, decision: Decision) -> dict[str, Any]:
+        self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
+        return {"ok": False, "reason": decision.reason, "rule": decision.rule}
 
     def _given(self, user: int) -> int:
         """How many arenas the connections of a user have been given, or have shown."""
@@ -832,6 +849,7 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
+_SIZES: Final = (("size", _machine.MOST_BYTES), ("copies", at.MOST_COPIES))
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
 
 
