@@ -62,7 +62,12 @@ class Block(_Primitive):
                   content as it is; ``abandoned`` is set), "poison" (AbandonedError, until ``repair``).  It belongs to the block
     lease, grace, rank, on_terminate, record_site
                   as for a Lock: how long a ``with`` of write or edit may last.  Who overruns is killed, and its write undone
-    operations    what the contract is asked for.  Without "write", all of the block is mapped read-only in this process
+    operations    what the contract is asked for.  Without "write", all of the block is mapped read-only in this process; in a
+                  domain of the machine, ``"/NAME"``, it has no descriptor from which more could be had
+
+    In a domain of the machine several users share the block (see ``_machine``).  It needs a lease there, its memory counts
+    against who had it made (``most_bytes`` of the policy: ContractDenied), and it is there as long as somebody uses it, or its
+    maker has room for it: then it goes with its content.  Who may write can also break it for the others.
 
     Uncontended, none of the four makes a system call, as far as the allocation of a copy by ``read`` needs none.  A forked
     child has neither the lock nor the view of its parent.  Without a name, a block can be pickled only while a process is being

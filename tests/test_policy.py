@@ -445,7 +445,7 @@ def test_every_key_is_read() -> None:
 
 def test_line_ends_of_windows_are_understood() -> None:
     assert parse(WHOLE.replace("\n", "\r\n"), "f") == parse(WHOLE, "f")
-    assert [r.line for r in parse(WHOLE.replace("\n", "\r\n"), "f").rules] == [1, 14]
+    assert [r.line for r in parse(WHOLE.replace("\n", "\r\n"), "f").rules] == [1, 15]
 
 
 USUAL = {
