@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -30,7 +31,7 @@ from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
 from .contract import CLASSES, FREE, Contract, Grant, Terms, precedence_of, prepare_to_raise, raise_for
-from .errors import ContractDenied, SupervisorError
+from .errors import ContractDenied, SegmentError, SupervisorError
 
 __all__ = ["Connection", "ask", "connect", "connection_to", "events", "obtain", "renew", "supervisor_pid"]
 
@@ -126,15 +127,33 @@ class Connection:
             "grace": terms.grace,
             "rank": terms.rank,
         }
+        if declaration.kind == at.GUARDED:
+            message |= {"size": declaration.parameter, "copies": declaration.copies}
         with self._lock:
             self._close_unused()
             answer = self._call(message, received=descriptors)
+            if answer.get("full"):  # of what we have dropped, or still have mapped because nobody has looked for cycles
+                gc.collect()
+                self._close_unused()
+                answer = self._call(message, received=descriptors)
             if not answer.get("ok"):
-                lock = f"{at.KIND_NAMES[declaration.kind]} {name!r}"
-                raise ContractDenied(lock, str(answer.get("reason")), str(answer.get("rule")))
-            arena = _machine.arena_over(descriptors.pop(), self.domain, name)
+                raise self._not_given(name, declaration, answer)
+            arena = _machine.arena_over(descriptors.pop(), self.domain)
             self._arenas.add(arena.identity)
         return arena
+
+    def _not_given(self, name: str, wanted: Declaration, answer: dict[str, Any]) -> OSError:
+        """Why we did not get a segment."""
+        if answer.get("missing"):
+            fact = f"there is no {name!r} in domain {self.domain!r}"
+            return SegmentError("of the machine", fact, "Give a size, and it is created.")
+        if "errno" in answer:
+            return OSError(int(answer["errno"]), f"{at.KIND_NAMES[wanted.kind]} {name!r}: {answer.get('reason')}")
+        if "kind" in answer:
+            kind, size, policy = (int(answer[key]) for key in ("kind", "size", "policy"))
+            return _names.different("of the machine", name, Declaration(kind, parameter=size, policy=policy), wanted)
+        lock = f"{at.KIND_NAMES[wanted.kind]} {name!r}"
+        return ContractDenied(lock, str(answer.get("reason")), str(answer.get("rule")))
 
     def _close_unused(self) -> None:
         """Give the contracts back whose locks are gone."""
@@ -269,9 +288,12 @@ class Connection:
         return bell is not None and bell.ring(_messages.encode(message))
 
     def _show(self, connection: socket.socket, arena: Arena) -> None:
-        """Give the supervisor a descriptor of the segment: one through which it may write, also where we do not."""
+        """Give the supervisor a descriptor of the segment: one through which it may write, also where we do not.
+
+        Of the machine it is any: what it opens, its supervisor opens by itself, and from ours we could not get more.
+        """
         fd = arena.segment.fd
-        is_writable = arena.words.is_writable
+        is_writable = arena.words.is_writable or self.is_of_machine
         if not is_writable:
             fd = SYSTEM.open_segment_again(fd)
         try:
@@ -400,6 +422,9 @@ def obtain(words: OwnedWords, domain: str, terms: Terms) -> Grant:
 def attach(domain: str, name: str, declaration: Declaration, terms: Terms) -> Block:
     """The control block of a name of the machine; this process has one arena for a name."""
     arena = _attached.get((domain, name))
+    wants_to_write = _machine.WRITING[declaration.kind] in terms.operations
+    if arena is not None and arena.words.is_writable != wants_to_write:
+        raise _names.other_rights(name, is_writable=not wants_to_write)
     if arena is None:
         arena = connection_to(domain).attach(name, declaration, terms)
         arena = _attached.setdefault((domain, name), arena)

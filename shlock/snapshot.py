@@ -212,13 +212,13 @@ def _of_machine(decoded: _Decoded) -> list[DomainSnapshot]:
     processes: dict[str, set[int]] = {}
     primitives: dict[str, list[PrimitiveSnapshot]] = {}
     for fd in _machine.segments_of(None):
-        found = _machine.domain_and_name(fd)
+        found = _machine.domain_and_made(fd)
         if found is None:
             os.close(fd)
             continue
-        domain, name = found
+        domain, _ = found
         with contextlib.suppress(SegmentError):
-            arena = _machine.arena_over(fd, domain, name)
+            arena = _machine.arena_over(fd, domain)
             living = (_process.pid_of(word) for word in arena.processes() if _process.is_alive(word))
             processes.setdefault(domain, set()).update(living)
             primitives.setdefault(domain, []).extend(_primitives(arena, decoded))

@@ -35,14 +35,16 @@ from typing import Any, Final, NamedTuple
 
 from .. import _layout as at
 from .. import _ledger, _machine, _messages, _names, _process
-from .._arena import Arena, Declaration
+from .._arena import Arena
 from .._client import supervisor_pid
+from .._machine import Made
 from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
 from ..errors import SegmentError, SupervisorError
 from .inheritance import Inheritance
 from .leases import NEVER, Terms
+from .names import Names, made_for
 from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
 from .watch import Client, Supervised, Watch, name_of
@@ -106,9 +108,8 @@ class Server:
         self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=MOST_EVENTS)
         self._event_number = 0
         self._sessions: dict[socket.socket, Session] = {}
-        self._arenas: dict[int, Arena] = {}
-        self._by_name: dict[str, Arena] = {}  # those of the machine, the oldest first
-        self._made_by: dict[str, int] = {}  # users
+        self._arenas: dict[int, Arena] = {}  # not those of the machine
+        self.names = Names(domain, self._is_used)
         self._connections_of: collections.Counter[int] = collections.Counter()  # users
         self._lingering: collections.Counter[int] = collections.Counter()  # by user: descriptors that are slow to close
         self._claim = _machine.claim(domain) if self.is_of_machine else -1
@@ -271,6 +272,7 @@ class Server:
         for arena in self._arenas.values():
             arena.segment.close()
         self._arenas.clear()
+        self.names.close()
         if self._claim >= 0:
             _machine.give_up(self.domain, self._claim)
 
@@ -553,7 +555,10 @@ class Server:
         if self.is_of_machine:
             if self._given(session.user) >= MOST_ARENAS:
                 raise _Refused(f"user {session.user} uses {MOST_ARENAS} arenas already")
-            session.arenas[identity] = self._recognise(descriptors[0], identity)
+            try:
+                session.arenas[identity] = self.names.recognise(descriptors[0], identity, self._adopt)
+            except (OSError, ValueError) as error:  # SegmentError among them
+                raise _Refused(f"this is no arena: {error}") from None
             return {"ok": True}
         arena = self._arenas.get(identity)
         if arena is None:
@@ -584,6 +589,8 @@ class Server:
         if arena is None:
             raise _Refused("this arena was not shown")
         block = _number(message, "block", arena.layout.blocks - 1)
+        if isinstance(arena.made, Made) and not arena.made.has_lock(block):
+            raise _Refused(f"block {block} of {arena.made.name!r} is no lock")
         name = name_of(arena, block)
         held = self.watch.count(session.user) - (slot in client.contracts)
         wishes = _wishes(message)
@@ -637,108 +644,74 @@ class Server:
         _client_of(session)
         if not self.is_of_machine:
             raise _Refused("in a domain of one user its processes make the segments")
-        kind, policy = _number(message, "kind", at.RLOCK), _number(message, "policy", len(at.POLICIES) - 1)
+        kind, policy = _number(message, "kind", at.EXTENSION), _number(message, "policy", len(at.POLICIES) - 1)
+        size, copies = (_number({"size": 0, "copies": 1, **message}, key, most) for key, most in _SIZES)
         wishes = _wishes(message)
         try:
             name = _names.check_name(message.get("name"))
         except (TypeError, ValueError) as error:
             raise _Refused(str(error)) from None
-        if kind not in (at.LOCK, at.RLOCK):
-            raise _Refused("a name of the machine is a Lock or an RLock")
+        if kind not in _machine.WRITING:
+            raise _Refused("a name of the machine is a Lock, an RLock or a Block")
+        if wishes.operations.isdisjoint(_machine.OPERATIONS.get(kind, wishes.operations)):
+            raise _Refused(f"operations of a {at.KIND_NAMES[kind]} are {', '.join(sorted(_machine.OPERATIONS[kind]))}")
         # Whoever is given segments without opening them holds as many contracts.
         held = max(self._given(session.user), self.watch.count(session.user))
         decision = self._decide(session.pid, session.user, session.accounts, name, wishes, held)
-        arena = self._by_name.get(name)
-        may_acquire = "acquire" in wishes.operations
-        if decision.allowed and arena is None and not may_acquire:
-            raise _Refused(f"{name!r} is not there yet: it is made for who may acquire it")
-        if decision.allowed and arena is None and not self._has_room(session.user, decision.most_contracts):
-            decision = dataclasses.replace(
-                decision, allowed=False, reason=f"the user has made {decision.most_contracts} names that are in use"
-            )
         if not decision.allowed:
-            self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
-            return {"ok": False, "reason": decision.reason, "rule": decision.rule}
+            return self._deny(session, name, decision)
+        # From here on he may know whether it is there.
+        arena, may_write = self.names.get(name), _machine.WRITING[kind] in wishes.operations
         if arena is None:
-            declaration = Declaration(kind, policy=policy, lease=wishes.lease, grace=wishes.grace)
+            if not may_write:
+                raise _Refused(f"{name!r} is not there yet: it is made for who may {_machine.WRITING[kind]} it")
+            if kind == at.GUARDED and not (size and copies):
+                return {"ok": False, "missing": True}
+            made = Made(name, SYSTEM.time_ns(), session.user, kind, policy, *((size, copies) if kind == at.GUARDED else (0, 0)))
+            bound, most = decision.most_contracts, decision.most_bytes
+            if reason := self.names.why_no_room(session.user, made.layout().size, bound, most):
+                return {**self._deny(session, name, dataclasses.replace(decision, reason=reason)), "full": True}
             try:
-                arena = _machine.make_arena(self.domain, name, declaration)
+                arena = self.names.make(made, wishes.lease, wishes.grace, self._look_if_due)
             except OSError as error:
-                raise _Refused(f"there is no memory for one more segment: {error.strerror}") from None
-            self._know(arena)
-            self._made_by[name] = session.user
+                text = f"there is no memory for one more segment: {error.strerror}"
+                if kind != at.GUARDED:
+                    raise _Refused(text) from None
+                self.emit("refused", pid=session.pid, lock=name, reason=text)
+                return {"ok": False, "errno": errno.ENOSPC, "reason": text}
+        made = made_for(arena)  # nobody is given a descriptor of something else than he asked for
+        if made.kind != kind or (size and made.size != size):
+            return {"ok": False, "kind": made.kind, "size": made.size, "policy": made.policy}
         session.arenas[arena.identity] = arena
         _machine.restore(arena)
-        fd = _machine.open_again(arena.segment.fd, read_only=not may_acquire)
+        fd = _machine.open_again(arena.segment.fd, read_only=not may_write)
         try:
             self._answer(session, {"ok": True}, (fd,))
         finally:
             SYSTEM.close(fd)
         return None
 
-    def _has_room(self, user: int, most: int) -> bool:
-        """Whether a user may make one more name.  Makes room by removing the oldest of his that nobody uses."""
-        names = [name for name, maker in self._made_by.items() if maker == user]
-        if len(names) < most:
-            return True
-        given = {identity for session in self._sessions.values() for identity in session.arenas}
-        for name in names:
-            arena = self._by_name[name]
-            if (
-                arena.identity not in given
-                and not self.watch.uses(arena)
-                and not arena.words.load(arena.layout.block(0) + at.BLOCK_WORD)
-            ):
-                self._close(arena)
-                return True
-        return False
+    def _deny(self, session: Session, name: str, decision: Decision) -> dict[str, Any]:
+        self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
+        return {"ok": False, "reason": decision.reason, "rule": decision.rule}
 
     def _given(self, user: int) -> int:
         """How many arenas the connections of a user have been given, or have shown."""
         return sum(len(session.arenas) for session in self._sessions.values() if session.user == user)
 
-    def _know(self, arena: Arena) -> None:
-        self._arenas[arena.identity] = arena
-        if arena.only_name is not None:
-            self._by_name[arena.only_name] = arena
-
-    def _recognise(self, fd: int, identity: int) -> Arena:
-        """The arena behind a descriptor that a client presents again: one that a supervisor of this domain gave out."""
-        try:
-            name, _ = _machine.name_of_segment(fd, self.domain)
-            arena = self._by_name.get(name)
-            if arena is None:
-                arena = _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
-                self._know(arena)
-                self._adopt(arena)
-        except (OSError, ValueError, SegmentError) as error:
-            raise _Refused(f"this is no arena: {error}") from None
-        if not arena.identity == identity == os.fstat(fd).st_ino:
-            raise _Refused("this is another arena than it is said to be")
-        return arena
-
     def _is_used(self, arena: Arena) -> bool:
         return self.watch.uses(arena) or any(arena.identity in session.arenas for session in self._sessions.values())
 
     def _release(self, arenas: Iterable[Arena]) -> None:
-        """Let go of the arenas that nobody uses any more: without a name, or of the machine and not of our making."""
+        """Let go of the arenas that nobody uses any more: all but the segments of the domain's own chain."""
+        if self.is_of_machine:
+            self.names.release(arenas)
+            return
         for arena in list(arenas):
-            name = arena.only_name
-            if name is not None and (name in self._made_by or arena.words.load(arena.layout.block(0) + at.BLOCK_WORD)):
-                continue
-            if (
-                (arena.domain is None or name is not None)
-                and self._arenas.get(arena.identity) is arena
-                and not self._is_used(arena)
-            ):
-                self._close(arena)
-
-    def _close(self, arena: Arena) -> None:
-        del self._arenas[arena.identity]
-        if arena.only_name is not None:
-            del self._by_name[arena.only_name]
-            self._made_by.pop(arena.only_name, None)
-        arena.segment.close()
+            is_of_chain = arena.domain is not None and arena.only_name is None
+            if not is_of_chain and self._arenas.get(arena.identity) is arena and not self._is_used(arena):
+                del self._arenas[arena.identity]
+                arena.segment.close()
 
     # -- for the program around it --------------------------------------------------------------------------------------
 
@@ -796,28 +769,10 @@ class Server:
 
     def _adopt_domain(self) -> None:
         """Take over what stands in the segments of the domain."""
-        for arena in self._arenas_of_machine() if self.is_of_machine else _named_arenas(self.domain):
-            self._know(arena)
+        for arena in self.names.find() if self.is_of_machine else _named_arenas(self.domain):
+            if not self.is_of_machine:
+                self._arenas[arena.identity] = arena
             self._adopt(arena)
-
-    def _arenas_of_machine(self) -> Iterator[Arena]:
-        """What earlier supervisors of the domain have given out and somebody still has."""
-        newest: dict[str, tuple[int, int]] = {}  # by name: serial number and descriptor
-        for fd in _machine.segments_of(self.domain):
-            name, serial = _machine.name_of_segment(fd, self.domain)
-            if name in newest and newest[name][0] > serial:
-                SYSTEM.close(fd)  # left by who kept it although nobody else used it any more
-                continue
-            if name in newest:
-                SYSTEM.close(newest[name][1])
-            newest[name] = serial, fd
-        for name, (_, fd) in newest.items():
-            try:
-                yield _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
-            except (OSError, ValueError, SegmentError) as error:
-                log.warning("a segment of domain %r cannot be adopted: %s", self.domain, error)
-            finally:
-                SYSTEM.close(fd)
 
     def _adopted_terms(
         self, user: int, group: int, arena: Arena, block: int, terms: Terms, rank: int
@@ -908,6 +863,7 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
+_SIZES: Final = (("size", _machine.MOST_BYTES), ("copies", at.MOST_COPIES))
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
 
 
