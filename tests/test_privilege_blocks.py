@@ -44,6 +44,7 @@ from test_privilege import (
 import shlock
 from shlock import _layout as at
 from shlock import _machine, _process, _sys, cli
+from shlock._semaphore import SegmentSemaphore
 from shlock.errors import ContractDenied, SegmentError
 from shlock.supervisor import Supervisor, parse
 from shlock.supervisor.server import Server
@@ -721,6 +722,30 @@ def test_whatever_a_writer_overwrites_the_supervisor_serves_the_others(domain: s
     page[GO] = 1
     victim.result()
     assert "killed" not in kinds(supervisor)
+
+
+@pytest.mark.parametrize("garbage", [1, 2, 0x40, 0x100, 1 << 31, (1 << 32) - 1, (1 << 64) - 1, 0x40 << 32 | 0x40])
+def test_a_semaphore_that_somebody_overwrote_ends_nobody(garbage: int, domain: str) -> None:
+    """The supervisor posts it, too.  The C library's own would abort, or wait for ever."""
+    arena = _machine.make_arena(domain, _machine.Made("shared", 1, 0, at.LOCK), 1, 0)
+    first = arena.layout.semaphore(0)
+    semaphore = SegmentSemaphore(arena.words, first)
+
+    def use() -> bool:
+        for place in range(at.SEMAPHORE_WORDS):
+            arena.words.store(first + place, garbage)
+        semaphore.release()
+        semaphore.acquire(0.01)
+        for place in range(at.SEMAPHORE_WORDS):
+            arena.words.store(first + place, garbage)
+        semaphore.acquire(0.01)
+        arena.words.store(first, 0)
+        semaphore.acquire(0.01)
+        semaphore.release()
+        return semaphore._take() and not semaphore._take()
+
+    assert Child(use).result(5.0) is True
+    arena.segment.close()
 
 
 def test_without_a_contract_nobody_learns_of_a_block(domain: str, supervisor: Supervisor) -> None:
