@@ -105,7 +105,8 @@ class Block:
 
     @property
     def leased(self) -> bool:
-        return bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
+        # Of the machine everything is, whatever somebody writes there between two looks.
+        return self.arena.made is not None or bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
 
     def mark_ranked(self) -> None:
         """From now on the lock is handed over in the exact order of the line."""

@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from support import Child, Page, end_children, eventually, is_sleeping
 
 import shlock
+import shlock._explain
 from shlock import _arena, _client, _ledger, _machine, _messages, _parking, _process, _sys, cli, snapshot
 from shlock import _layout as at
 from shlock.errors import ContractDenied, SupervisorError

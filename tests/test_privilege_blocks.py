@@ -44,6 +44,7 @@ from test_privilege import (
 import shlock
 from shlock import _layout as at
 from shlock import _machine, _process, _sys, cli
+from shlock._semaphore import SegmentSemaphore
 from shlock.errors import ContractDenied, SegmentError
 from shlock.supervisor import Supervisor, parse
 from shlock.supervisor.server import Server
@@ -631,8 +632,11 @@ def test_a_header_that_lies_about_sizes_shortens_nobodys_tables(domain: str, pag
     eventually(lambda: page[DONE] == 1)
 
     def lie() -> None:
-        lock, block = shlock.Lock("shared lock", domain=domain, lease=LONG), block_of(domain)
+        lock = shlock.Lock("shared lock", domain=domain, lease=5 * SHORT, on_abandoned="ignore")
+        block = block_of(domain)
         put(block, b"whole")
+        lock.acquire()
+        lock._block.arena.words.store(lock._block.start + at.BLOCK_KIND, at.FREE_BLOCK)
         for arena in (lock._block.arena, block._block.arena):
             words = arena.words
             words.store(at.HEADER_DATA, (arena.segment.size - 4096) // 4096 * 4096)
@@ -648,18 +652,20 @@ def test_a_header_that_lies_about_sizes_shortens_nobodys_tables(domain: str, pag
     liar.stop()
     first.kill()
     with Supervisor(domain, POLICY) as supervisor:
+        assert "adopted" in kinds(supervisor)  # its holder, although it says that it is no lock
+        assert supervisor._server is not None
+        assert supervisor._server.names.count(ALICE) == 2  # found again, not made anew
 
         def use() -> tuple[int, int, bytes]:
-            lock, block = shlock.Lock("shared lock", domain=domain, lease=LONG), block_of(domain, size=None)
+            lock = shlock.Lock("shared lock", domain=domain, lease=LONG, on_abandoned="ignore")
+            block = block_of(domain, size=None)
             with lock:
                 seen = content(block)
                 return len(lock._block.arena.segment.memory), put(block, b"after"), seen
 
         tables = _machine.Made("", 1, 0, at.LOCK).layout().tables
         assert as_user(BOB, use).result() == (tables, 2, b"whole")
-        assert supervisor._server is not None
-        assert supervisor._server.names.count(ALICE) == 2  # found again, not made anew
-        liar.kill()
+        assert liar.wait() == -signal.SIGKILL
 
 
 @pytest.mark.patience(120)
@@ -716,6 +722,30 @@ def test_whatever_a_writer_overwrites_the_supervisor_serves_the_others(domain: s
     page[GO] = 1
     victim.result()
     assert "killed" not in kinds(supervisor)
+
+
+@pytest.mark.parametrize("garbage", [1, 2, 0x40, 0x100, 1 << 31, (1 << 32) - 1, (1 << 64) - 1, 0x40 << 32 | 0x40])
+def test_a_semaphore_that_somebody_overwrote_ends_nobody(garbage: int, domain: str) -> None:
+    """The supervisor posts it, too.  The C library's own would abort, or wait for ever."""
+    arena = _machine.make_arena(domain, _machine.Made("shared", 1, 0, at.LOCK), 1, 0)
+    first = arena.layout.semaphore(0)
+    semaphore = SegmentSemaphore(arena.words, first)
+
+    def use() -> bool:
+        for place in range(at.SEMAPHORE_WORDS):
+            arena.words.store(first + place, garbage)
+        semaphore.release()
+        semaphore.acquire(0.01)
+        for place in range(at.SEMAPHORE_WORDS):
+            arena.words.store(first + place, garbage)
+        semaphore.acquire(0.01)
+        arena.words.store(first, 0)
+        semaphore.acquire(0.01)
+        semaphore.release()
+        return semaphore._take() and not semaphore._take()
+
+    assert Child(use).result(5.0) is True
+    arena.segment.close()
 
 
 def test_without_a_contract_nobody_learns_of_a_block(domain: str, supervisor: Supervisor) -> None:
