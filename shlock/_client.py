@@ -356,18 +356,16 @@ class Connection:
                     if not _has_ended(connection):
                         continue
                     self._disconnect(connection)
-                if not self.grants:
+                if self.grants and self._socket is None:
+                    with contextlib.suppress(*GONE, SupervisorError):
+                        self._connect(SYSTEM.monotonic() + (0.0 if self.is_of_machine else START_TIMEOUT))
+                if not self.grants:  # or not any more: a supervisor takes a while to start
                     if self._socket is not None:
                         self._disconnect(self._socket)  # nobody is kept alive for us
                     self._watcher = None
                     return
-                if self._socket is None:
-                    try:
-                        self._connect(SYSTEM.monotonic() + (0.0 if self.is_of_machine else START_TIMEOUT))
-                    except (*GONE, SupervisorError):
-                        pass
-                    else:
-                        continue
+                if self._socket is not None:
+                    continue
             SYSTEM.nap(RETRY_ROOT if self.is_of_machine else RETRY)
 
     def forget(self) -> None:

@@ -51,6 +51,7 @@ from shlock.supervisor.server import Server
 
 __all__ = ["pytestmark"]
 
+LABELS = ("M-1 segment made, not sealed", "M-2 sealed, not answered")
 EVE = 61005
 """May acquire, and neither read nor write."""
 
@@ -504,7 +505,7 @@ def test_who_may_only_read_goes_on_with_the_next_supervisor(domain: str, page: P
         assert reader.result() == [b"first", b"later"]
 
 
-@pytest.mark.parametrize("label", ["M-1 segment made, not sealed", "M-2 sealed, not answered"])
+@pytest.mark.parametrize("label", LABELS)
 def test_a_supervisor_killed_while_it_makes_a_segment_leaves_nothing(label: str, domain: str, page: Page) -> None:
     def serve_and_die() -> None:
         watch_steps(DieAtLabel(label, 1))
