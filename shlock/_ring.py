@@ -108,6 +108,9 @@ KEPT_CHUNKS: Final = 8
 CORES: Final = os.cpu_count() or 1
 MOST_LOOKS: Final = 300  # at a ring that is empty or full, before a thread parks; each takes some 0.1 us
 FEWEST_LOOKS: Final = 10
+#: Nanoseconds for which a thread goes on looking, if somebody is inside at the other end: a long message is being copied there,
+#: and to sleep and be woken takes longer than most copies do.
+LONGEST_COPY: Final = 300_000
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,8 @@ class _End:
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
         self.intent = 0  # that of this end
+        #: By the word at which a thread waits: the lock of those for whom it waits.
+        self._busy = {self.readable_block.index: producers.word, self.writable_block.index: consumers.word}
         self.lent: memoryview | None = None
         self._their_intent = consumers.start + at.BLOCK_INTENT
         self._writable_data = writable
@@ -394,12 +399,25 @@ class _End:
         self.looks = max(FEWEST_LOOKS, self.looks - 5)
         if deadline is not None and SYSTEM.monotonic() >= deadline:
             return False
+        if self._comes_while_they_copy(block, condition):
+            return True
         while True:
             waiter = _Waiter(self, block, condition, is_over, for_others or condition, is_stuck)
             try:
                 return self.parking.park(waiter, deadline) and not waiter.over
             except _process.Forked:
                 continue  # we are a child that was forked meanwhile: it waits as itself
+
+    def _comes_while_they_copy(self, block: Block, condition: Callable[[], bool]) -> bool:
+        """Look a while longer, if another process is inside at the other end; False at once if none is."""
+        lock = self._busy.get(block.index)
+        if CORES < 2 or lock is None or at.process_in(self.view[lock]) in (0, _process.current.word):
+            return False
+        end = SYSTEM.monotonic_ns() + LONGEST_COPY
+        while SYSTEM.monotonic_ns() < end:
+            if condition():
+                return True
+        return False
 
     def wake(self, block: Block, most: int = 1) -> None:
         """Have one that waits at this word look again, or several."""
