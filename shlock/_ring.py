@@ -50,7 +50,7 @@ import mmap
 import os
 import struct
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,6 +106,8 @@ MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 #: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
 KEPT_CHUNKS: Final = 8
+#: As many as that at most after a message that filled half of them.
+MOST_KEPT: Final = 128
 
 #: Of the machine: the other end may have been pinned to another one than this.
 CORES: Final = os.cpu_count() or 1
@@ -320,10 +322,13 @@ class _End:
             return (chunks,)
         return [range(index, index + 1) for index, state in zip(chunks, states, strict=False) if state == USED]
 
-    def _free(self, mine: Iterable[range], states: bytes) -> None:
+    def _free(self, mine: Sequence[range], states: bytes) -> None:
         """Chunks that are the caller's are not in use any more."""
         geometry = self.geometry
-        may_keep = geometry.kept - states.count(_FREE_BYTE) if geometry.is_lazy else geometry.chunks
+        may_keep = geometry.chunks
+        if geometry.is_lazy:
+            longest = max(map(len, mine), default=0)  # the next message may be as long as this one was
+            may_keep = max(geometry.kept, min(2 * longest, MOST_KEPT)) - states.count(_FREE_BYTE)
         for chunks in mine:
             kept = chunks[: max(0, may_keep)]
             self.table[kept.start : kept.stop] = _FREE_BYTE * len(kept)
@@ -774,6 +779,11 @@ class Producer(_End):
         if self._are_too_many_used(states, run):
             return -1
         with_memory = states.find(_FREE_BYTE * run)
+        if with_memory < 0 and self.geometry.is_lazy and states.count(_USED_BYTE) + run > self.geometry.kept:
+            # There is memory that is about to be free, still in the caches, sooner than new memory would be there.
+            self._comes_while_they_copy(self.writable_block, lambda: _FREE_BYTE * run in self.states())
+            states = self.states()
+            with_memory = states.find(_FREE_BYTE * run)
         return with_memory if with_memory >= 0 else self._run_without_memory(states, run)
 
     def _are_too_many_used(self, states: bytes, run: int) -> bool:
