@@ -47,6 +47,7 @@ class Declaration:
     policy: int | None = None  # None: as it is, "warn" if it is new
     lease: int = 0  # ns, 0 = none; what it is created with
     grace: int = 0  # ns
+    copies: int = 0  # of the content of a guarded buffer
 
     def kind_word(self) -> int:
         flags = (at.OWNED if self.owned else 0) | (at.LEASED if self.lease else 0)
@@ -104,7 +105,8 @@ class Block:
 
     @property
     def leased(self) -> bool:
-        return bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
+        # Of the machine everything is, whatever somebody writes there between two looks.
+        return self.arena.made is not None or bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
 
     def mark_ranked(self) -> None:
         """From now on the lock is handed over in the exact order of the line."""
@@ -157,7 +159,7 @@ class Arena:
         self.identity = self.words.load(at.HEADER_IDENTITY)
         #: Of the one object in it: in an arena of the machine, and in that of a buffer with a name.
         self.only_name: str | None = header_text(segment, at.HEADER_NAME) if domain is not None and layout.data else None
-        self.kind_word = 0  # of that, if we made it
+        self.made: object = None  # of an arena of the machine: what it was made for (``_machine``)
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []

@@ -179,7 +179,7 @@ def grant(words: OwnedWords) -> bool:
     if crash_points:
         crash_points[0]("C74 slot claimed")
     now = SYSTEM.monotonic_ns()
-    words.thread = 0
+    words.holder.cell_contents = 0
     if not operand.compare_exchange(pointer, me, biased):
         _give_back(words, slot)
         return False

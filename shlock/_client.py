@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
+import itertools
 import logging
 import os
 import select
@@ -29,7 +31,7 @@ from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
 from .contract import CLASSES, FREE, Contract, Grant, Terms, precedence_of, prepare_to_raise, raise_for
-from .errors import ContractDenied, SupervisorError
+from .errors import ContractDenied, SegmentError, SupervisorError
 
 __all__ = ["Connection", "ask", "connect", "connection_to", "events", "obtain", "renew", "supervisor_pid"]
 
@@ -77,7 +79,8 @@ class Connection:
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
         self._free: list[int] = []
-        self._used = 0
+        self._numbers = itertools.count()
+        self._readers: dict[int, set[int]] = {}  # slots of readers, by that of their contract
         self._arenas: set[int] = set()  # which the present supervisor has
         self._watcher: threading.Thread | None = None
         self._connected = False  # at some time
@@ -92,7 +95,7 @@ class Connection:
         """Ask for a contract.  Blocks for an answer; ContractDenied, SupervisorError."""
         with self._lock:
             self._close_unused()
-            grant = Grant(self, words, terms, self.ledger, self._take_slot())
+            grant = Grant(self, words, terms, self.ledger, self.take_slot())
             try:
                 self._write(grant)
                 self._present(grant)
@@ -124,15 +127,33 @@ class Connection:
             "grace": terms.grace,
             "rank": terms.rank,
         }
+        if declaration.kind == at.GUARDED:
+            message |= {"size": declaration.parameter, "copies": declaration.copies}
         with self._lock:
             self._close_unused()
             answer = self._call(message, received=descriptors)
+            if answer.get("full"):  # of what we have dropped, or still have mapped because nobody has looked for cycles
+                gc.collect()
+                self._close_unused()
+                answer = self._call(message, received=descriptors)
             if not answer.get("ok"):
-                lock = f"{at.KIND_NAMES[declaration.kind]} {name!r}"
-                raise ContractDenied(lock, str(answer.get("reason")), str(answer.get("rule")))
-            arena = _machine.arena_over(descriptors.pop(), self.domain, name)
+                raise self._not_given(name, declaration, answer)
+            arena = _machine.arena_over(descriptors.pop(), self.domain)
             self._arenas.add(arena.identity)
         return arena
+
+    def _not_given(self, name: str, wanted: Declaration, answer: dict[str, Any]) -> OSError:
+        """Why we did not get a segment."""
+        if answer.get("missing"):
+            fact = f"there is no {name!r} in domain {self.domain!r}"
+            return SegmentError("of the machine", fact, "Give a size, and it is created.")
+        if "errno" in answer:
+            return OSError(int(answer["errno"]), f"{at.KIND_NAMES[wanted.kind]} {name!r}: {answer.get('reason')}")
+        if "kind" in answer:
+            kind, size, policy = (int(answer[key]) for key in ("kind", "size", "policy"))
+            return _names.different("of the machine", name, Declaration(kind, parameter=size, policy=policy), wanted)
+        lock = f"{at.KIND_NAMES[wanted.kind]} {name!r}"
+        return ContractDenied(lock, str(answer.get("reason")), str(answer.get("rule")))
 
     def _close_unused(self) -> None:
         """Give the contracts back whose locks are gone."""
@@ -144,23 +165,37 @@ class Connection:
                     self._exchange(self._socket, {"op": "close", "slot": number})
             self._return_slot(number)
 
-    def _take_slot(self) -> int:
-        if self._free:
+    def take_slot(self) -> int:
+        """A slot that is free.  Takes no lock."""
+        with contextlib.suppress(IndexError):
             return self._free.pop()
-        if self._used == _ledger.SLOTS:
+        number = next(self._numbers)
+        if number >= _ledger.SLOTS:
             raise ValueError(f"this process has {_ledger.SLOTS} contracts already, which is the most that one can have")
-        self._used += 1
-        return self._used - 1
+        return number
 
     def _return_slot(self, number: int) -> None:
-        for field in (_ledger.DEADLINE, _ledger.ARENA, _ledger.THREAD):
-            self.ledger.view[field + number] = 0
+        for slot in (*self._readers.pop(number, ()), number):
+            # RECORD last: a reader's slot is never to be taken for that of a contract.
+            for field in (_ledger.DEADLINE, _ledger.ARENA, _ledger.THREAD, _ledger.RECORD):
+                self.ledger.view[field + slot] = 0
+            self._free.append(slot)
+
+    def give_up_slot(self, number: int) -> None:
+        """One that was taken and never used."""
         self._free.append(number)
 
+    def use_for_reader(self, number: int, grant: Grant, block: Block, place: int) -> None:
+        """Make a slot that of a record under a contract.  No supervisor is asked, so one can read while none runs."""
+        self._readers.setdefault(grant.number, set()).add(number)
+        self._fill(number, grant.terms, block, place)
+
     def _write(self, grant: Grant) -> None:
-        terms, words = grant.terms, grant.words
+        words = grant.words
         assert words is not None
-        block = words.block
+        self._fill(grant.number, grant.terms, words.block, 0)
+
+    def _fill(self, number: int, terms: Terms, block: Block, record: int) -> None:
         for field, value in (
             (_ledger.DEADLINE, 0),
             (_ledger.TERMINATE, 0),
@@ -169,9 +204,10 @@ class Connection:
             (_ledger.BLOCK, block.index),
             (_ledger.RANK, _rank_word(terms)),
             (_ledger.THREAD, 0),
+            (_ledger.RECORD, record),
             (_ledger.ARENA, block.arena.identity),
         ):
-            self.ledger.view[field + grant.number] = value
+            self.ledger.view[field + number] = value
 
     def _present(self, grant: Grant) -> None:
         terms, words = grant.terms, grant.words
@@ -252,9 +288,12 @@ class Connection:
         return bell is not None and bell.ring(_messages.encode(message))
 
     def _show(self, connection: socket.socket, arena: Arena) -> None:
-        """Give the supervisor a descriptor of the segment: one through which it may write, also where we do not."""
+        """Give the supervisor a descriptor of the segment: one through which it may write, also where we do not.
+
+        Of the machine it is any: what it opens, its supervisor opens by itself, and from ours we could not get more.
+        """
         fd = arena.segment.fd
-        is_writable = arena.words.is_writable
+        is_writable = arena.words.is_writable or self.is_of_machine
         if not is_writable:
             fd = SYSTEM.open_segment_again(fd)
         try:
@@ -317,24 +356,22 @@ class Connection:
                     if not _has_ended(connection):
                         continue
                     self._disconnect(connection)
-                if not self.grants:
+                if self.grants and self._socket is None:
+                    with contextlib.suppress(*GONE, SupervisorError):
+                        self._connect(SYSTEM.monotonic() + (0.0 if self.is_of_machine else START_TIMEOUT))
+                if not self.grants:  # or not any more: a supervisor takes a while to start
                     if self._socket is not None:
                         self._disconnect(self._socket)  # nobody is kept alive for us
                     self._watcher = None
                     return
-                if self._socket is None:
-                    try:
-                        self._connect(SYSTEM.monotonic() + (0.0 if self.is_of_machine else START_TIMEOUT))
-                    except (*GONE, SupervisorError):
-                        pass
-                    else:
-                        continue
+                if self._socket is not None:
+                    continue
             SYSTEM.nap(RETRY_ROOT if self.is_of_machine else RETRY)
 
     def forget(self) -> None:
         """In a forked child: all of it is the parent's."""
         for grant in list(self.grants.values()):
-            grant.seat = FREE
+            grant.seat.cell_contents = FREE
             grant.close_seat()
         if self._socket is not None:
             self._socket.close()
@@ -383,6 +420,9 @@ def obtain(words: OwnedWords, domain: str, terms: Terms) -> Grant:
 def attach(domain: str, name: str, declaration: Declaration, terms: Terms) -> Block:
     """The control block of a name of the machine; this process has one arena for a name."""
     arena = _attached.get((domain, name))
+    wants_to_write = _machine.WRITING[declaration.kind] in terms.operations
+    if arena is not None and arena.words.is_writable != wants_to_write:
+        raise _names.other_rights(name, is_writable=not wants_to_write)
     if arena is None:
         arena = connection_to(domain).attach(name, declaration, terms)
         arena = _attached.setdefault((domain, name), arena)
@@ -392,7 +432,8 @@ def attach(domain: str, name: str, declaration: Declaration, terms: Terms) -> Bl
 def renew(words: OwnedWords) -> Grant:
     """A new contract on the old terms: in a forked child, or after a policy took the old one back."""
     old: Grant = words.grant
-    grant = words.grant = obtain(words, old.connection.domain, old.terms)
+    grant = obtain(words, old.connection.domain, old.terms)
+    grant.use()
     return grant
 
 

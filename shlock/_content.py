@@ -240,7 +240,7 @@ class Content:
         """G4, at a copy that is edited in place, or was when its editor died; None: look again."""
         current, editor = number << at.COPY_BITS | copy, self.view[self.editor]
         if self.editor_who_lives():
-            if editor == _process.current.word and self.words.thread == get_ident():
+            if editor == _process.current.word and self.words.holder.cell_contents == get_ident():
                 raise RuntimeError(f"{describe(self.block)}: this thread is editing it. The view of edit() shows the content.")
 
             def is_over() -> bool:
@@ -407,7 +407,7 @@ class Hold:
             self.ended = True
         content.take_back()
         words = content.words
-        if words.is_mine() or (words.grant is not None and words.grant.seat == get_ident()):
+        if words.is_mine() or words.lease_seat.cell_contents == get_ident():
             self.leave()
         if self.committed:
             if crash_points:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .cli import _duration, _printable
 from .errors import describe_deadlock
-from .snapshot import LeaseSnapshot, PrimitiveSnapshot
+from .snapshot import LeaseSnapshot, PrimitiveSnapshot, ReaderSnapshot
 
 __all__ = ["Enforcer", "explain"]
 
@@ -37,8 +37,13 @@ def explain(primitive: PrimitiveSnapshot, domain: str, enforcer: Enforcer, now: 
     name = _printable(repr(primitive.name))
     yield f"{name} in domain {_printable(repr(domain))} is a {primitive.kind}: {primitive.state}."
     yield from _who(primitive, now)
+    for reader in primitive.readers:
+        yield f"{_process(reader.pid, reader.name)} reads it{_reading(reader, primitive.lease)}."
     if primitive.lease is not None:
-        yield from _lease(primitive.lease, enforcer, is_held=primitive.owner is not None and primitive.owner.alive)
+        is_held = primitive.owner is not None and primitive.owner.alive
+        yield from _lease(primitive.lease, enforcer, is_held=is_held)
+        if is_held or primitive.readers:
+            yield from _enforcement(enforcer)
     waiters = [f"{_process(w.pid, w.name)} for {_duration(w.waiting_for)}" for w in primitive.waiters]
     if len(waiters) > 1:
         yield f"{len(waiters)} threads wait, the longest-waiting first: {', '.join(waiters)}."
@@ -97,6 +102,22 @@ def _lease(lease: LeaseSnapshot, enforcer: Enforcer, *, is_held: bool) -> Iterat
         yield f"Its lease is over by {_duration(-lease.remaining)}."
     if enforcer.lifted is not None:
         yield f"It is lifted {_printable(enforcer.lifted)}, because a thread waits that is scheduled so (priority inheritance)."
+
+
+def _reading(reader: ReaderSnapshot, lease: LeaseSnapshot | None) -> str:
+    """Since where, and until when."""
+    site = "" if reader.site is None else f" at {_printable(reader.site)}"
+    if lease is None:
+        return site
+    if reader.remaining is None:
+        return f"{site}; its ledger does not say that it is inside, or can't be read"
+    asked = ", and it has been asked to leave" if reader.terminate_requested else ""
+    if reader.remaining > 0:
+        return f"{site}; its lease ends in {_duration(reader.remaining)}{asked}"
+    return f"{site}; its lease is over by {_duration(-reader.remaining)}{asked}"
+
+
+def _enforcement(enforcer: Enforcer) -> Iterator[str]:
     if enforcer.pid is None:
         yield "No supervisor runs in this domain: deadlines are not enforced until one does."
     elif not enforcer.answers:

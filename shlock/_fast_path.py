@@ -31,11 +31,11 @@ from ._bias import LEAVING, NEVER, grant, leave
 from ._owned import OwnedWords
 from ._process import Forked, identity_pointer
 
-__all__ = ["make_fast_path"]
+__all__ = ["make_fast_path", "over"]
 
 NUMBERS: Final = (float, int)  # what a timeout is; anything else is looked at more closely
 #: Of OwnedWords: what all its functions share, as cells.
-_SHARED: Final = ("seat", "credit", "held", "lowest", "mark", "may_take", "may_release")
+_SHARED: Final = ("seat", "holder", "credit", "held", "lowest", "mark", "may_take", "may_release")
 
 
 def make_fast_path(
@@ -50,14 +50,14 @@ def make_fast_path(
     (zero, zero_cell), (mine, mine_cell) = words.zero, words.mine
     # These become the cells of the words, see below.  Closure variables are what a function reads fastest; but each of them
     # costs something at every call, so what is the same for all locks is global.
-    seat = credit = mark = 0
+    seat = holder = credit = mark = 0
     held: Any = None
     lowest: Any = None
     may_take = may_release = True
     is_counted = words.limit != NEVER  # or a subtraction at each release would be for nothing
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
-        nonlocal seat, may_take
+        nonlocal seat, holder, may_take
         thread = get_ident()
         is_plain = timeout is None or (timeout.__class__ in NUMBERS and timeout == timeout)
         if not seat and is_plain:
@@ -77,7 +77,7 @@ def make_fast_path(
                     stopped = error
             if stopped is not None:
                 raise stopped
-        if recursive and thread in (words.thread, seat):
+        if recursive and thread in (holder, seat):
             words.depth += 1
             return True
         if is_plain and may_take:
@@ -85,7 +85,7 @@ def make_fast_path(
             may_take = False
             try:
                 if raw_compare_exchange(word, zero, identity_pointer) and process is _process.current:  # A1
-                    words.thread = thread
+                    holder = thread
                     may_take = True
                     return True
             except BaseException:
@@ -104,7 +104,7 @@ def make_fast_path(
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:
             """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done."""
-            nonlocal seat, credit, may_release
+            nonlocal seat, holder, credit, may_release
             if kind is not None and not leaving:
                 raise TypeError("release() takes no arguments")
             interruption: BaseException | None = None
@@ -115,7 +115,7 @@ def make_fast_path(
                         break
                     except BaseException as raised:
                         interruption = raised
-                if thread not in (words.thread, seat):
+                if thread not in (holder, seat):
                     if leaving and (words.is_inherited or words.is_of_ancestor()):
                         return
                     raise AssertionError("attempt to release recursive lock not owned by thread")
@@ -145,7 +145,7 @@ def make_fast_path(
             if is_first:
                 if is_counted:
                     credit -= 1
-                words.thread = 0
+                holder = 0
                 may_release = False
                 try:
                     if raw_compare_exchange(word, mine, ZERO):  # R1
@@ -197,10 +197,10 @@ def make_fast_path(
         return release
 
     shared = {name: getattr(words, name) for name in _SHARED}
-    return _over(acquire, shared), _over(make_release(False), shared), _over(make_release(True), shared)
+    return over(acquire, shared), over(make_release(False), shared), over(make_release(True), shared)
 
 
-def _over(function: Callable[..., Any], cells: dict[str, CellType]) -> Callable[..., Any]:
+def over(function: Callable[..., Any], cells: dict[str, CellType]) -> Callable[..., Any]:
     """The same function with these cells in the place of its closure variables of those names."""
     assert isinstance(function, FunctionType) and function.__closure__ is not None
     names = function.__code__.co_freevars

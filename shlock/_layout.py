@@ -9,7 +9,7 @@ and the text of names::
     blocks      16 words each, see the constants BLOCK_*
     names       2 words for each block: hash of the name (0 = free), place and length of its text
     text        the bytes of the names
-    semaphores  a sem_t for each spot, in arenas that are not for primitives of one user only
+    semaphores  a futex for each spot, in arenas that are not for primitives of one user only
     data        whole pages, in the segment of a guarded buffer (``_memory``)
 
 The owner word (bits of W; one per Lock or RLock, one per permit of an owned Semaphore)::
@@ -125,7 +125,7 @@ SPOT_ARRAYS: Final = 5
 PROCESS_WORDS: Final = 8
 PROCESS_TEXT: Final = (PROCESS_WORDS - 1) * WORD
 
-SEMAPHORE_WORDS: Final = 4  # a sem_t
+SEMAPHORE_WORDS: Final = 4  # the first one counts (``_semaphore``)
 
 # A control block, in words.
 BLOCK_WORD: Final = 0  # W

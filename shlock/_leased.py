@@ -32,11 +32,12 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from . import _layout as at
 from . import _ledger, _process
 from ._atomic import ZERO, raw_compare_exchange
+from ._fast_path import over
 from ._layout import WORD_MASK
 from ._owned import OwnedWords, describe
 from ._process import identity_pointer
@@ -45,6 +46,9 @@ from .contract import AWAY, FREE, Grant, Lease
 from .errors import ContractDenied
 
 __all__ = ["LeasedPath", "make_leased_path", "make_refusing_path"]
+
+
+_clock: Final = SYSTEM.monotonic_ns
 
 
 class LeasedPath(NamedTuple):
@@ -84,58 +88,67 @@ def make_leased_path(
     acquire_plain, release_plain, leave_plain = plain
     view, (place, word), token_place = words.view, words.places[0], words.block.start + at.BLOCK_TOKEN
     block_words = words.block.arena.words
-    clock, owner_bits = SYSTEM.monotonic_ns, at.OWNER
-    compare_exchange, me, zero = raw_compare_exchange, identity_pointer, ZERO
+    # What enter and exit use.  Those that are assigned to are cells of the words, which stay when another contract comes.
+    states, tokens = view[place : place + 1], view[token_place : token_place + 1]
+    zero, mine = words.zero[0], words.mine[0]  # whoever has the seat has them to himself
+    lease_ns = words.grant.lease_ns
+    seat = holder = me = 0
+    odd = False
+    ends: Any = None
 
     def make_enter(as_lease: bool) -> Callable[..., Any]:
         """``take`` for the case that is all but always: nobody has the lock.  It returns the Lease, or True.
 
         A seat that is not ours any more after a call means that we are a forked child, and that none of this is ours.
         """
+        does_more = as_lease or words.grant.record_site
 
         def enter(block: bool = True, timeout: float | None = None, preempt: bool = False) -> Any:
-            grant: Grant = words.grant
+            nonlocal seat, holder
             thread = get_ident()
-            if grant.seat or timeout is not None or preempt:
+            if seat or timeout is not None or preempt:
                 return enter_slowly(block, timeout, as_lease, preempt)
-            grant.seat = thread  # E0: no call since the test, so nobody came in between
+            seat = thread  # E0: no call since the test, so nobody came in between
             try:
-                if compare_exchange(word, grant.zero, me):  # E1
-                    words.thread = thread
-                    ends = clock() + grant.lease_ns
-                    if grant.seat == thread:
-                        ledger = grant.view
-                        ledger[grant.deadline] = ends  # E2
-                        if view[place] == grant.word or is_ours(grant):  # E3
-                            view[token_place] = token = view[token_place] + 1  # E4
-                            if grant.odd and grant.record_site:
+                if raw_compare_exchange(word, zero, identity_pointer):  # E1
+                    holder = thread
+                    deadline = _clock() + lease_ns
+                    if seat is thread:  # else a forked child
+                        ends[0] = deadline  # E2
+                        if states[0] == me or is_ours(words.grant):  # E3
+                            tokens[0] = token = tokens[0] + 1  # E4
+                            if not does_more:
+                                return True
+                            grant: Grant = words.grant
+                            if grant.record_site:
                                 grant.note_site(2)
                             if not as_lease:
                                 return True
                             lease = Lease()
                             lease._grant = grant
-                            lease._ends = ends
+                            lease._ends = deadline
                             lease.token = token
                             return lease
-                        ledger[grant.deadline] = 0
-                    words.thread = 0
+                        ends[0] = 0
+                    holder = 0
                 else:
-                    grant.zero_cell[0] = 0
+                    words.zero[1][0] = 0
             except BaseException as error:
-                if grant.seat == thread:
-                    if view[place] & owner_bits == grant.word:
-                        words.thread = thread  # E1 was made: no other thread of this process could have
-                    grant.zero_cell[0] = 0
-                undo(grant)
-                if error.__class__ is ValueError and view[token_place] == WORD_MASK:
+                if seat == thread:
+                    if states[0] & at.OWNER == me:
+                        holder = thread  # E1 was made: no other thread of this process could have
+                    words.zero[1][0] = 0
+                undo(words.grant)
+                if error.__class__ is ValueError and tokens[0] == WORD_MASK:
                     return enter_slowly(block, timeout, as_lease)  # overwritten: there is no larger token
                 raise
-            if grant.seat == thread:
-                grant.seat = AWAY if grant.is_away else FREE  # no call before it
+            if seat == thread:
+                grant = words.grant
+                seat = AWAY if grant.is_away else FREE  # no call before it
                 grant.open_gate()
             return enter_slowly(block, timeout, as_lease)
 
-        return enter
+        return over(enter, shared)
 
     def make_slow_enter(as_lease: bool) -> Callable[..., Any]:
         """``enter`` under a contract that inherits: the supervisor has to know which thread holds the lock, and who waits."""
@@ -163,14 +176,15 @@ def make_leased_path(
     def take(
         acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1
     ) -> Lease | None:
-        until = clock() + int(max(0.0, timeout) * 1e9) if block and timeout is not None else None
+        until = _clock() + int(max(0.0, timeout) * 1e9) if block and timeout is not None else None
         while True:
             grant: Grant = words.grant
             if grant.is_away:
                 grant = renew(words)
             go_in = announced(grant, acquire_word) if grant.terms.inherit else acquire_word
-            if grant.seat == get_ident():
+            if grant.seat.cell_contents == get_ident():
                 # The thread has it already: deeper into an RLock, or into the deadlock that a Lock makes of it.
+                grant.odd.cell_contents = True  # it has to get out as often
                 return grant.lease if go_in(block, timeout) else None
             try:
                 if not grant.wait_for_seat(block, until):  # E0
@@ -179,15 +193,15 @@ def make_leased_path(
                     return None
                 if grant.terms.inherit:
                     grant.note_thread()
-                while go_in(block, timeout if until is None else max(0.0, (until - clock()) / 1e9)):  # E1
-                    grant.view[grant.deadline] = ends = clock() + grant.lease_ns  # E2
-                    if view[place] == grant.word or is_ours(grant):  # E3
+                while go_in(block, timeout if until is None else max(0.0, (until - _clock()) / 1e9)):  # E1
+                    grant.view[grant.deadline] = deadline = _clock() + grant.lease_ns  # E2
+                    if view[place] == words.me.cell_contents or is_ours(grant):  # E3
                         view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
                         if grant.record_site:
                             grant.note_site(frames)
-                        return grant.make_lease(ends, token)
+                        return grant.make_lease(deadline, token)
                     grant.view[grant.deadline] = 0
-                    words.thread = 0
+                    words.holder.cell_contents = 0
                 grant.leave_seat()
                 return None
             except BaseException:
@@ -207,17 +221,17 @@ def make_leased_path(
 
     def is_ours(grant: Grant) -> bool:
         """E3, when W is not just our name: with flags, TAKEN among them, or another's."""
-        while (w := view[place]) & owner_bits == grant.word:
+        while (w := view[place]) & at.OWNER == words.me.cell_contents:
             if not w & at.TAKEN or block_words.compare_exchange(place, w, w & ~at.TAKEN):
                 if w & at.DIED:
-                    grant.left, grant.odd = _ledger.LEFT, True
+                    grant.left, grant.odd.cell_contents = _ledger.LEFT, True
                 return True
         return False
 
     def undo(grant: Grant) -> None:
         """After an exception on the way in, anywhere between E0 and the return."""
-        if grant.seat == get_ident():
-            if words.thread == get_ident() and view[place] & owner_bits == grant.word:
+        if grant.seat.cell_contents == get_ident():
+            if words.holder.cell_contents == get_ident() and view[place] & at.OWNER == words.me.cell_contents:
                 leave(leave_plain)
             else:
                 grant.view[grant.deadline] = 0
@@ -233,7 +247,7 @@ def make_leased_path(
                 break
             except BaseException as error:
                 interruption = error
-        if grant.seat != thread or words.depth > 1:
+        if grant.seat.cell_contents != thread or words.depth > 1:
             release_word()
             if interruption is not None:
                 raise interruption
@@ -242,7 +256,7 @@ def make_leased_path(
             grant.view[grant.deadline] = grant.left  # X1
             release_word()  # X2
         except BaseException as error:
-            if view[place] & owner_bits == grant.word:  # not released: nobody else of this process could have taken it since
+            if view[place] & at.OWNER == words.me.cell_contents:  # not released: nobody else of this process could have it
                 if error.__class__ is not ValueError:
                     release_word()
                 raise
@@ -253,80 +267,92 @@ def make_leased_path(
                 grant.view[grant.deadline] = grant.left = 0
             if grant.terms.inherit:
                 grant.view[_ledger.THREAD + grant.number] = 0
-            grant.seat = AWAY if grant.is_away else FREE  # X3, and no call before it
+            grant.seat.cell_contents = AWAY if grant.is_away else FREE  # X3, and no call before it
             grant.open_gate()
             if grant.rings:
                 grant.tell_if_lifted()
         if interruption is not None:
             raise interruption
 
+    def leave_plainly() -> None:
+        leave(leave_plain)
+
     def make_exit(leave_slowly: Callable[[], None]) -> Callable[..., None]:
         """``leave`` for the case that is all but always: nobody waits, and nothing is odd."""
 
         def exit_(kind: object = None, value: object = None, traceback: object = None) -> None:
-            grant: Grant = words.grant
+            nonlocal seat, holder
             try:
                 thread = get_ident()
             except BaseException:  # a signal handler's: release first
                 leave_slowly()
                 raise
-            if grant.seat != thread or grant.odd or (recursive and words.depth > 1):
+            taken_by = seat
+            if taken_by != thread or odd:
                 depth = words.depth
                 try:
                     return leave_slowly()
                 except (AssertionError, ValueError):
                     raise
                 except BaseException:  # a signal handler's, at the entry
-                    if grant.seat == thread and words.depth == depth:
-                        leave(leave_plain)
+                    if seat == thread and words.depth == depth:
+                        leave_plainly()
                     raise
             try:
-                grant.view[grant.deadline] = 0  # X1
-                if compare_exchange(word, grant.mine, zero):  # X2
-                    if grant.seat == thread:  # else a forked child, in the middle of its parent's release
-                        words.thread = 0
-                        grant.seat = FREE  # X3
+                ends[0] = 0  # X1
+                if raw_compare_exchange(word, mine, ZERO):  # X2
+                    if seat is taken_by:  # else a forked child, in the middle of its parent's release
+                        holder = 0
+                        seat = FREE  # X3
                     return None
-                if grant.seat != thread:
+                if seat != thread:
                     return None
-                grant.mine_cell[0] = grant.word
+                words.mine[1][0] = words.me.cell_contents
             except BaseException:
-                if grant.seat == thread:
-                    if grant.mine_cell[0] == grant.word:  # X2 was made
-                        words.thread = 0
-                        grant.leave_seat()
+                if seat == thread:
+                    me = words.me.cell_contents
+                    if words.mine[1][0] == me:  # X2 was made
+                        holder = 0
+                        words.grant.leave_seat()
                     else:
-                        grant.mine_cell[0] = grant.word
-                        leave(leave_plain)
+                        words.mine[1][0] = me
+                        leave_plainly()
                 raise
-            return leave(leave_plain)
+            return leave_plainly()
 
-        return exit_
+        return over(exit_, shared)
 
     def release_slowly() -> None:
         grant: Grant = words.grant
         try:
             thread = get_ident()
         except BaseException:
-            if words.thread and view[place] & owner_bits == grant.word:
+            if words.holder.cell_contents and view[place] & at.OWNER == words.me.cell_contents:
                 leave(leave_plain)
             raise
-        if grant.seat == thread:
+        if grant.seat.cell_contents == thread:
             leave(leave_plain)
             return
-        owner = view[place] & owner_bits
+        owner = view[place] & at.OWNER
         if owner and not recursive:
             raise ValueError(
                 f"{describe(words.block)} is leased: it is released by the thread that took it, of pid {_process.pid_of(owner)}"
             )
         release_plain()  # raises what there is to be raised
 
+    shared = {
+        "seat": words.lease_seat,
+        "holder": words.holder,
+        "me": words.me,
+        "ends": words.lease_ends,
+        "odd": words.lease_odd,
+    }
     if words.grant.terms.inherit:
         return LeasedPath(
             acquire=make_slow_enter(False),
             release=release_slowly,
             enter=make_slow_enter(True),
-            exit=lambda kind=None, value=None, traceback=None: leave(leave_plain),
+            exit=lambda kind=None, value=None, traceback=None: leave_plainly(),
             take=take,
             leave=leave,
         )
@@ -334,7 +360,7 @@ def make_leased_path(
         acquire=make_enter(False),
         release=make_exit(release_slowly),
         enter=make_enter(True),
-        exit=make_exit(lambda: leave(leave_plain)),
+        exit=make_exit(leave_plainly),
         take=take,
         leave=leave,
     )

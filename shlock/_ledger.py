@@ -16,13 +16,16 @@ One slot for each contract, an array for each field, so that one slice tells whi
     RANK       rank, 1 << 32 for LeaseExpired in the main thread at the deadline, INHERITS   by the client
     SITE       128 bytes of text: where in its program it took the lock, if asked for        by the client
     THREAD     number of the thread that has the seat, under a contract that inherits        by the client
+    RECORD     of a reader's slot: place of the record in its arena; 0 = a contract's own    by the client
+    HOLDS      of a reader's slot: how many there were                                       by the client
 
 and two tables for priority inheritance (``supervisor/inheritance.py``)::
 
     WAITS      a word for each thread that waits under such a contract: thread, slot + 1     by the client
     LIFTS      8 words for each thread that is lifted: LIFT_*                                by the supervisor
 
-A slot belongs to one contract of one process; DEADLINE is written by the thread that holds the lock.  The ledger outlives every
+A slot belongs to one contract of one process; that for an RWLock has one more for each record in which the process has read
+under it (``_leased_readers``).  DEADLINE is written by the thread that holds the lock.  The ledger outlives every
 supervisor: what the next one has to know of a contract stands here.
 """
 
@@ -43,23 +46,26 @@ __all__ = [
     "BLOCK",
     "DEADLINE",
     "GRACE",
+    "HOLDS",
     "INHERITS",
     "LEASE",
     "LIFTS",
     "NAME",
     "RANK",
+    "RECORD",
     "SLOTS",
     "TERMINATE",
     "THREAD",
     "WAITS",
     "Ledger",
     "ledger_of",
+    "reader_slots_of",
     "slots_of",
 ]
 
 MAGIC: Final = int.from_bytes(b"shlkledg", "little")
-VERSION: Final = 1
-SLOTS: Final = 32768  # contracts of one process
+VERSION: Final = 2
+SLOTS: Final = 32768  # contracts of one process, and records in which it has read under them
 HEADER: Final = 16  # words
 FIELDS: Final = 7
 DEADLINE, TERMINATE, LEASE, GRACE, ARENA, BLOCK, RANK = (HEADER + field * SLOTS for field in range(FIELDS))
@@ -77,7 +83,9 @@ MOST_LIFTS: Final = 64
 LIFT_WORDS: Final = 8
 #: Of a lift: the thread (0 = no lift) and its start time; priorities: its own, the one that it was given, and the next one.
 LIFT_THREAD, LIFT_BIRTH, LIFT_OWN, LIFT_GIVEN, LIFT_NEXT = range(5)
-SIZE: Final = -(-(LIFTS + MOST_LIFTS * LIFT_WORDS) * WORD // mmap.PAGESIZE) * mmap.PAGESIZE
+RECORD: Final = LIFTS + MOST_LIFTS * LIFT_WORDS
+HOLDS: Final = RECORD + SLOTS
+SIZE: Final = -(-(HOLDS + SLOTS) * WORD // mmap.PAGESIZE) * mmap.PAGESIZE
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 NAME: Final = "shlock-ledger"
 #: Of a process: a ledger is made early, and there is one for each domain.
@@ -170,8 +178,16 @@ class Ledger:
 
 def slots_of(ledger: Ledger, arena: int) -> dict[int, int]:
     """The slots of the contracts for locks of an arena, by the index of the control block."""
-    arenas = ledger.view[ARENA : ARENA + SLOTS].tolist()
-    return {ledger.view[BLOCK + slot]: slot for slot, found in enumerate(arenas) if found == arena}
+    view = ledger.view
+    arenas = view[ARENA : ARENA + SLOTS].tolist()
+    return {view[BLOCK + slot]: slot for slot, found in enumerate(arenas) if found == arena and not view[RECORD + slot]}
+
+
+def reader_slots_of(ledger: Ledger, arena: int) -> dict[int, int]:
+    """The slots of the readers of an arena's RWLocks, by the place of their records."""
+    view = ledger.view
+    records = view[RECORD : RECORD + SLOTS].tolist()
+    return {place: slot for slot, place in enumerate(records) if place and view[ARENA + slot] == arena}
 
 
 def ledger_of(pid: int, owner: int, arena: int, *, read_only: bool = False, user: int | None = None) -> Ledger | None:

@@ -98,10 +98,7 @@ class Memory:
         """
         arena = _named.get((domain, name))
         if arena is not None and read_only is not None and arena.words.is_writable == read_only:
-            raise ValueError(
-                f"this process has {name!r} open {'for reading only' if not read_only else 'for writing, too'}. One process "
-                "has one contract for it: ask for the same operations, or drop the other object first."
-            )
+            raise _names.other_rights(name, is_writable=read_only)
         file = file_name(domain, name)
         while arena is None:
             arena = _names.attach_file(file, read_only=bool(read_only))

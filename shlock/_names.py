@@ -342,12 +342,24 @@ def checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
             "Who uses it has no contract: use another name or domain, or ask for no lease.",
         )
     if there != asked:
-        raise SegmentError(
-            arena.segment.name,
-            f"{name!r} is {describe(there)} there, and {describe(asked)} is wanted",
-            "Use another name or domain, or ask for what is there.",
-        )
+        raise different(arena.segment.name or "of the machine", name, there, asked)
     return arena.block(index, name)
+
+
+def different(segment: str, name: str, there: Declaration, wanted: Declaration) -> SegmentError:
+    return SegmentError(
+        segment,
+        f"{name!r} is {describe(there)} there, and {describe(wanted)} is wanted",
+        "Use another name or domain, or ask for what is there.",
+    )
+
+
+def other_rights(name: str, *, is_writable: bool) -> ValueError:
+    """This process has a name open with other rights than are wanted."""
+    return ValueError(
+        f"this process has {name!r} open {'for writing, too' if is_writable else 'for reading only'}. One process "
+        "has one contract for it: ask for the same operations, or drop the other object first."
+    )
 
 
 def describe(declaration: Declaration) -> str:

@@ -47,7 +47,7 @@
     # C10 poll wrote who died  DEAD              poll          the next poll writes the same
 
 "me" is the word of the process.  Which of its threads holds it, and whether an interrupted compare-exchange was carried out,
-is known only inside the process (``thread``, ``Operand.succeeded``).  A thread of a living process that ends while it
+is known only inside the process (``holder``, ``Operand.succeeded``).  A thread of a living process that ends while it
 holds is not a dead owner.
 """
 
@@ -74,9 +74,11 @@ from ._process import Forked
 from ._sys import SYSTEM, crash_points
 from .errors import Abandoned, AbandonedError, AbandonedWarning, DeadlockError
 
-__all__ = ["OwnedWords", "usable_cores"]
+__all__ = ["NO_CONTRACT", "OwnedWords", "usable_cores"]
 
 WARN, IGNORE, POISON = range(len(at.POLICIES))
+#: Of the seat of a leased lock, beside the number of a thread and 0: there is no contract, or no more.
+NO_CONTRACT: Final = -1
 
 #: Looks at a held word before a thread goes to sleep; each look takes some 0.1 us.
 MOST_LOOKS: Final = 150
@@ -95,9 +97,10 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "biased", "block", "credit", "depth", "grant", "granted", "granting", "has_permits", "held",
-        "is_inherited", "is_lock", "kept", "limit", "looks", "lowest", "mark", "may_release", "may_take", "mine", "name",
-        "next_look", "on_heir", "parking", "places", "policy", "seat", "skips", "slot", "thread", "turn", "view", "zero",
+        "__weakref__", "biased", "block", "credit", "depth", "grant", "granted", "granting", "has_permits", "held", "holder",
+        "is_inherited", "is_lock", "kept", "lease_ends", "lease_odd", "lease_seat", "limit", "looks", "lowest", "mark",
+        "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "seat",
+        "skips", "slot", "turn", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -111,13 +114,20 @@ class OwnedWords:
         self.has_permits = block.owned  # of a Semaphore: who took one gives it back, and nobody else
         self.policy = min(block.policy, POISON)
         self.parking = parking_of(block.arena)
-        self.thread = 0  # which thread of this process took it last, 0 = none holds it; means something while it is ours
+        #: Which thread of this process took it last, 0 = none holds it; means something while it is ours.  A cell, as others
+        #: below: all functions of the fast path share it.
+        self.holder = CellType(0)
         self.depth = 1  # how often an RLock's owner took it
         self.is_inherited = False  # this process was forked while its parent held it, and may be inside the parent's with
         self.next_look = 0.0
         self.looks = MOST_LOOKS // 4  # how often looking is worth it: more after a success, less after a failure
         self.skips = [0]
-        self.grant: Any = None  # of a leased lock: the contract of this process
+        #: Of a leased lock (``_leased``): the contract of this process, which of its threads is in or on its way, and the word
+        #: of its ledger in which it says until when.  These are cells, too, which the functions of the leased path share.
+        self.grant: Any = None
+        self.lease_seat, self.lease_ends = CellType(NO_CONTRACT), CellType(None)
+        #: Whether there is more to do on the way out: a site to record, LEFT to write, a gate to open, nothing to keep.
+        self.lease_odd = CellType(False)
         #: Called under the lock by who got it after a death, before anything else: it decides what the dead one has done.
         self.on_heir: Callable[[], None] | None = None
         self.is_lock = not block.owned  # one word, that of the block itself
@@ -129,14 +139,16 @@ class OwnedWords:
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
         self.granting: Operand | None = None
-        # Of ``_fast_path``: what A1 and R1 expect, and whether each operand is free.
+        # Of ``_fast_path``: this process, what A1 and R1 expect, and whether each operand is free.
+        self.me = CellType(_process.current.word)
         self.zero, self.mine = new_cell(0), new_cell(_process.current.word)
         self.may_take, self.may_release = CellType(HAS_LOCK), CellType(HAS_LOCK)
         _all_words.add(self)
 
     def renew_operands(self) -> None:
         """In a forked child: R1 expects another word, and whatever was going on was the parent's."""
-        self.zero[1][0], self.mine[1][0] = 0, _process.current.word
+        self.me.cell_contents = self.mine[1][0] = _process.current.word
+        self.zero[1][0] = 0
         self.may_take.cell_contents = self.may_release.cell_contents = HAS_LOCK
 
     # -- who ----------------------------------------------------------------------------------------------------------
@@ -145,7 +157,7 @@ class OwnedWords:
         """Whether the calling thread holds it (a single word only)."""
         if self.seat.cell_contents > 0:
             return bool(self.seat.cell_contents == get_ident())
-        return self.thread == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
+        return self.holder.cell_contents == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
 
     def word_at(self, place: int) -> int:
         """The ordinary word that says the same as the one there."""
@@ -211,7 +223,7 @@ class OwnedWords:
                 waiter.words = waiter.wait = None  # or they would keep blocks alive
                 _waiters.append(waiter)
                 return False
-            self.thread = get_ident()
+            self.holder.cell_contents = get_ident()
             start = self.block.start
             if crash_points:
                 crash_points[0]("C6 taken")
@@ -321,7 +333,7 @@ class OwnedWords:
                 owner = w & at.OWNER
                 if owner == _process.current.word:
                     if len(self.places) == 1 or self.owners().count(owner) == 1:
-                        self.thread = 0
+                        self.holder.cell_contents = 0
                     self.depth = 1
                 elif leaving and (self.is_inherited or owner in _process.ancestors):
                     return None
@@ -579,7 +591,7 @@ class OwnerWaiter:
         if self.take.succeeded() and not self.back.succeeded():
             place, word = self.place
             while (w := view[place]) & at.OWNER == _process.current.word:
-                words.thread, words.depth = 0, 1
+                words.holder.cell_contents, words.depth = 0, 1
                 step = words.next_word(w, w & at.DIED)
                 if step is not None and self.back.compare_exchange(word, *step):
                     break
@@ -630,9 +642,9 @@ def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
 
 def _in_child() -> None:
     for words in list(_all_words):
-        words.is_inherited = words.is_inherited or words.thread != 0 or words.seat.cell_contents > 0
+        words.is_inherited = words.is_inherited or words.holder.cell_contents != 0 or words.seat.cell_contents > 0
         _bias.forget(words)
-        words.thread, words.depth = 0, 1  # what the parent's threads hold is not ours
+        words.holder.cell_contents, words.depth = 0, 1  # what the parent's threads hold is not ours
         words.renew_operands()
     _waiters.clear()
 

@@ -51,15 +51,17 @@ The line and the writer that waits have keys of their own in the parking place: 
     # C58 reader wrote who died    DEAD                   the next poll          it writes the same
     # C59 dead writer cleared      0 or DIED              the others' polls      as C8 of a Lock
 
-All changes are compare-exchanges: there are no plain stores whose order would matter.
+All changes are compare-exchanges: there are no plain stores whose order would matter.  Under a lease a supervisor may take a
+record away from a reader that is not inside (``_leased_readers``): so a reader believes of its record what its exchange says.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from _thread import get_ident
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import _layout as at
 from . import _process
@@ -71,7 +73,10 @@ from ._process import Forked
 from ._sys import SYSTEM, crash_points
 from .errors import Abandoned, AbandonedError
 
-__all__ = ["RWWords", "Reading", "Writing", "keys_of"]
+if TYPE_CHECKING:
+    from .contract import Lease
+
+__all__ = ["RWWords", "ReadHold", "Reading", "Writing", "keys_of", "runs"]
 
 OF_WRITER: Final = at.DRAINING | at.SUSPECT
 #: Looks at the records before a writer goes to sleep.
@@ -90,7 +95,7 @@ class RWWords(OwnedWords):
         self.gate_pointer = words.pointer(self.gate) if words.is_writable else NO_POINTER
         self.cells = [(place, words.pointer(place) if words.is_writable else NO_POINTER) for place in block.cells]
         #: The records, in runs that lie together: what looks at all of them takes a run at once.
-        self.parts = [words.view[first:last] for first, last in _runs(block.cells)]
+        self.parts = [words.view[first:last] for first, last in runs(block.cells)]
         self.line, self.draining = keys_of(block.arena, block.index)
         self.holds: dict[int, ReadHold] = {}  # of the threads that read
         self.inherited: dict[int, int] = {}  # threads of the parent that read when this process was forked, and how deep
@@ -141,10 +146,19 @@ class RWWords(OwnedWords):
         try:
             hold = self.spare.pop()
         except IndexError:
-            hold = ReadHold(*next((cell for cell in self.cells if not self.view[cell[0]]), self.cells[0]))
+            hold = ReadHold(next((cell for cell in self.cells if not self.view[cell[0]]), self.cells[0]))
         hold.take.tried = hold.back.tried = None
         hold.is_in_line = hold.owes_crowd = False
         return hold
+
+    def claim(self, hold: ReadHold, cell: tuple[int, Pointer]) -> bool:
+        """Before Q1 and Q3: whether this may be the record of ``hold``."""
+        hold.cell, (hold.place, hold.pointer) = cell, cell
+        return True
+
+    def lose(self, hold: ReadHold) -> None:
+        """The record is not that of ``hold`` any more, which could have been so only under a lease."""
+        raise self.block.arena.damaged(f"a reader's record of block {self.block.index} was overwritten")
 
     def enter_slowly(self, hold: ReadHold, timeout: float | None) -> None:
         """All of reading but the fast path; the hold may have a record already."""
@@ -238,6 +252,7 @@ class RWWords(OwnedWords):
             if any(part.tolist()):
                 if not self._drain_slowly(deadline):
                     return False
+                self.begin_hold()
                 break
         if self.view[self.gate] & OF_WRITER:
             self.change_gate(OF_WRITER, 0)  # W5
@@ -260,10 +275,7 @@ class RWWords(OwnedWords):
         if crash_points:
             crash_points[0]("C56 DRAINING set")
         self.move_deadline()
-        if not self.parking.park(_Drainer(self), deadline):
-            return False
-        self.move_deadline()
-        return True
+        return self.parking.park(_Drainer(self), deadline)
 
     def _let_in(self) -> bool:
         """W2.  Whether anybody was in line."""
@@ -278,8 +290,15 @@ class RWWords(OwnedWords):
     def move_deadline(self) -> None:
         """Under a lease: the time that a writer waits for readers is none of its hold's."""
         grant = self.grant
-        if grant is not None and grant.seat == get_ident():
+        if grant is not None and grant.seat.cell_contents == get_ident():
             grant.view[grant.deadline] = SYSTEM.monotonic_ns() + grant.lease_ns
+
+    def begin_hold(self) -> None:
+        """Under a lease, after waiting for readers: the hold begins now, and its token is larger than theirs (Y4)."""
+        self.move_deadline()
+        if self.grant is not None:
+            token = self.block.start + at.BLOCK_TOKEN
+            self.view[token] = self.view[token] + 1 & at.WORD_MASK
 
     def timed_out(self, timeout: float | None) -> TimeoutError:
         readers, owners = self.readers(), self.owners()
@@ -298,7 +317,7 @@ def _judge(words: RWWords | None) -> None:
             pass
 
 
-def _runs(places: Any) -> Iterator[tuple[int, int]]:
+def runs(places: Any) -> Iterator[tuple[int, int]]:
     """First and behind-the-last place of each run of consecutive ones."""
     first = last = -1
     for place in places:
@@ -324,13 +343,21 @@ def keys_of(arena: Arena, index: int) -> tuple[int, int]:
 class ReadHold:
     """A reader's record and its way in and out.  It knows what has been done, whatever interrupts."""
 
-    __slots__ = ("back", "depth", "is_in_line", "owes_crowd", "place", "pointer", "process", "take", "turn")
+    __slots__ = (
+        "back", "cell", "depth", "is_in_line", "lease", "owes_crowd", "place", "pointer", "process", "slot", "take", "thread",
+        "token", "turn",
+    )  # fmt: skip
     is_in_line: bool  # it once was: READING means that it is inside
     owes_crowd: bool  # it cleared CROWDED, and has not woken anybody yet
 
-    def __init__(self, place: int, pointer: Pointer) -> None:
-        self.place, self.pointer = place, pointer
+    def __init__(self, cell: tuple[int, Pointer]) -> None:
+        self.cell = cell  # the record to be tried first
+        self.place, self.pointer = cell
         self.depth = 0
+        # Under a lease: the present one, the slot of the ledger, the thread, and what the token was (``_leased_readers``).
+        self.lease: Lease | None = None
+        self.slot: Any = None
+        self.thread = self.token = 0
         self.take, self.turn, self.back = Operand(), Operand(), Operand()
         self.process = _process.current
 
@@ -351,8 +378,9 @@ class _ReaderInLine:
     def advance(self, spot: Spot | None) -> bool:
         """Q1 to Q5, as far as it goes; whether it is inside."""
         words, hold = self.words, self.hold
-        view, word, me = words.view, words.word, hold.process.word
+        view, word, token, me = words.view, words.word, words.block.start + at.BLOCK_TOKEN, hold.process.word
         while True:
+            hold.token = view[token]  # Y4: before W
             w = view[word]
             if not w & at.OWNER:
                 words.refuse_if_poisoned(w)
@@ -366,14 +394,17 @@ class _ReaderInLine:
                 continue
             c = view[hold.place]
             if c & at.OWNER != me:
-                raise words.block.arena.damaged(f"a reader's record of block {words.block.index} was overwritten")
+                words.lose(hold)
+                continue
             if hold.is_in_line and not c & at.IN_LINE:
+                hold.token = view[token]
                 return True
             if not w & at.OWNER:
                 if not hold.is_in_line or hold.turn.compare_exchange(hold.pointer, c, me):
                     return True
             elif not hold.is_in_line:
-                hold.turn.compare_exchange(hold.pointer, c, me | at.IN_LINE)
+                if not hold.turn.compare_exchange(hold.pointer, c, me | at.IN_LINE):
+                    continue
                 hold.is_in_line = True
                 if crash_points:
                     crash_points[0]("C51 in line")
@@ -386,13 +417,9 @@ class _ReaderInLine:
         words, hold = self.words, self.hold
         view, take = words.view, hold.take
         for is_last in (spot is None, True):
-            if not view[hold.place] and take.compare_exchange(hold.pointer, 0, value):
-                return True
-            for place, pointer in words.cells:
-                if not view[place]:
-                    hold.place, hold.pointer = place, pointer
-                    if take.compare_exchange(pointer, 0, value):
-                        return True
+            for cell in itertools.chain((hold.cell,), words.cells):
+                if not view[cell[0]] and words.claim(hold, cell) and take.compare_exchange(hold.pointer, 0, value):
+                    return True
             if is_last:
                 break
             while not self.mark.compare_exchange(words.gate_pointer, g := view[words.gate], g | at.CROWDED):
@@ -450,14 +477,14 @@ class Reading:
         self._words = words
         self._timeout = timeout
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Lease | None:
         words = self._words
         thread = get_ident()
         hold = words.holds.get(thread)
         if hold is not None and hold.process is _process.current:
             hold.depth += 1
-            return
-        if words.thread == thread and words.is_mine():
+            return hold.lease
+        if words.holder.cell_contents == thread and words.is_mine():
             raise words.misused("writes, and would have to wait for itself to read: leave the write first")
         hold = None
         try:
@@ -476,7 +503,7 @@ class Reading:
                     if hold.process is _process.current:
                         hold.depth = 1
                         words.holds[thread] = hold
-                        return  # nothing is called once it is noted
+                        return hold.lease  # nothing is called once it is noted
                 except Forked:
                     pass  # we are a child that was forked meanwhile: it starts as itself
         except BaseException:
@@ -583,7 +610,7 @@ class Writing:
 
     def _is_inside(self) -> bool:
         words = self._words
-        return words.is_mine() or (words.grant is not None and words.grant.seat == get_ident())
+        return words.is_mine() or words.lease_seat.cell_contents == get_ident()
 
     def _undo(self) -> None:
         words = self._words

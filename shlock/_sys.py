@@ -71,6 +71,10 @@ def _number_in(limits: list[bytes], hard: bool) -> int:
     return int(text) if text.isdigit() else 1 << 32
 
 
+#: Bytes of memory that are taken in one go by who has other things to look after.
+AT_ONCE: Final = 1 << 24
+
+
 class Account(NamedTuple):
     """The users of a process, and its effective group."""
 
@@ -244,11 +248,25 @@ class System:
         """Let go of the memory of some bytes of a shared memory file, as far as the kernel can."""
         _libc().fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(first), ctypes.c_long(length))
 
-    def create_sealable(self, label: str, size: int) -> int:
-        """A descriptor of a new shared memory file that has no path and can be sealed, its pages reserved.  OSError."""
+    def available_memory(self) -> int:
+        """Bytes that can be had without taking them from anybody, as the kernel estimates; of the whole machine."""
+        with open("/proc/meminfo", "rb") as file:
+            facts = dict(line.split(b":", 1) for line in file)
+        return int(facts[b"MemAvailable"].split()[0]) * 1024
+
+    def create_sealable(self, label: str, size: int, meanwhile: Callable[[], None]) -> int:
+        """A descriptor of a new memory file that has no path and can be sealed, its pages reserved.  OSError (ENOSPC).
+
+        No limit of /dev/shm is one for such files: where memory is short, the kernel would rather kill somebody.  So more than
+        half of what is available is refused.  ``meanwhile`` is called after each 16 MiB.
+        """
         descriptor = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            if size > AT_ONCE and size > self.available_memory() // 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for first in range(0, size, AT_ONCE):
+                self.reserve(descriptor, first, min(AT_ONCE, size - first))
+                meanwhile()
         except BaseException:
             os.close(descriptor)
             raise

@@ -24,7 +24,7 @@ from ._owned import IGNORE, describe
 from ._parking import deadline_after
 from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import Abandoned, ContractDenied, SegmentError
-from .synchronize import Lock, Owner, Policy, _owner, _Primitive, _shared, policy_number, terms_for
+from .synchronize import Lock, Owner, Policy, _attach_of_machine, _owner, _Primitive, _shared, policy_number, terms_for
 
 __all__ = ["Block"]
 
@@ -62,7 +62,12 @@ class Block(_Primitive):
                   content as it is; ``abandoned`` is set), "poison" (AbandonedError, until ``repair``).  It belongs to the block
     lease, grace, rank, on_terminate, record_site
                   as for a Lock: how long a ``with`` of write or edit may last.  Who overruns is killed, and its write undone
-    operations    what the contract is asked for.  Without "write", all of the block is mapped read-only in this process
+    operations    what the contract is asked for.  Without "write", all of the block is mapped read-only in this process; in a
+                  domain of the machine, ``"/NAME"``, it has no descriptor from which more could be had
+
+    In a domain of the machine several users share the block (see ``_machine``).  It needs a lease there, its memory counts
+    against who had it made (``most_bytes`` of the policy: ContractDenied), and it is there as long as somebody uses it, or its
+    maker has room for it: then it goes with its content.  Who may write can also break it for the others.
 
     Uncontended, none of the four makes a system call, as far as the allocation of a copy by ``read`` needs none.  A forked
     child has neither the lock nor the view of its parent.  Without a name, a block can be pickled only while a process is being
@@ -100,6 +105,7 @@ class Block(_Primitive):
             policy=policy_number(on_abandoned),
             lease=terms.lease if terms is not None else 0,
             grace=terms.grace if terms is not None else 0,
+            copies=buffers or USUAL_COPIES,
         )
         if size is not None:
             data = _memory.pages(size) * (buffers or USUAL_COPIES)
@@ -111,8 +117,9 @@ class Block(_Primitive):
             domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
             name = _names.check_name(name)
             if _machine.is_of_machine(domain):
-                self._attach_of_machine(domain, name, declaration)
-            memory = Memory.open(domain, name, declaration, shape, read_only=_is_read_only(terms))
+                memory = Memory(self._attach_of_machine(domain, name, declaration).arena)
+            else:
+                memory = Memory.open(domain, name, declaration, shape, read_only=_is_read_only(terms))
         elif domain is not None:
             raise ValueError(f"domain={domain!r} is for a block with a name, and there is none")
         elif shape is None:
@@ -128,6 +135,13 @@ class Block(_Primitive):
                 f"{name!r} has {self._content.copies} buffers there, and {buffers} are wanted",
                 "Use another name or domain, or ask for what is there.",
             )
+
+    def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> arenas.Block:
+        if declaration.parameter > _machine.MOST_BYTES:
+            raise OSError(errno.ENOSPC, f"no memory for {declaration.parameter} bytes")
+        if self._terms is None:
+            return super()._attach_of_machine(domain, name, declaration)
+        return _attach_of_machine(domain, name, declaration, self._terms)
 
     # -- how it travels -----------------------------------------------------------------------------------------------
 
@@ -154,7 +168,7 @@ class Block(_Primitive):
         if block.name is None:
             mp_context.assert_spawning(self)
             return _rebuild, (type(self), _anonymous.attach_inherited, _anonymous.export(block), self._terms)
-        arguments = (block.arena.domain, block.name, _is_read_only(self._terms))
+        arguments = (block.arena.domain, block.name, self._terms)
         return _rebuild, (type(self), _attach, arguments, self._terms)
 
     def close(self) -> None:
@@ -324,8 +338,11 @@ def _is_read_only(terms: Terms | None) -> bool | None:
     return None if terms is None else "write" not in terms.operations
 
 
-def _attach(domain: str, name: str, read_only: bool | None) -> arenas.Block:
-    return Memory.open(domain, name, Declaration(at.GUARDED), None, read_only=read_only).control(0)
+def _attach(domain: str, name: str, terms: Terms | None) -> arenas.Block:
+    if _machine.is_of_machine(domain):
+        assert terms is not None
+        return _attach_of_machine(domain, name, Declaration(at.GUARDED), terms)
+    return Memory.open(domain, name, Declaration(at.GUARDED), None, read_only=_is_read_only(terms)).control(0)
 
 
 def _rebuild(cls: type[Block], attach: Any, arguments: tuple[Any, ...], terms: Terms | None) -> Block:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._explain import Enforcer
-    from .snapshot import DomainSnapshot, LeaseSnapshot, PrimitiveSnapshot
+    from .snapshot import DomainSnapshot, LeaseSnapshot, PrimitiveSnapshot, ReaderSnapshot
 
 __all__ = ["main"]
 
@@ -121,13 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         "revoke",
         _end_hold,
         "end the present hold of a lock: its holder is asked to leave, and killed after its grace",
-        "Exit status 1 if nobody holds it under a contract.",
+        "Of an RWLock that is read, this concerns everybody who reads. Exit status 1 if nobody holds it under a contract.",
     )
     kill = command(
         "kill",
         _end_hold,
         "kill the present holder of a lock at once",
-        "The next one gets the lock when that process is gone, and is told. Exit status 1 if nobody holds it under a contract.",
+        "The next one gets the lock when that process is gone, and is told. Of an RWLock that is read, everybody who reads is "
+        "killed, and nobody is told. Exit status 1 if nobody holds it under a contract.",
     )
     for sub in (why, supervise, events, revoke, kill):
         sub.add_argument("--domain", metavar="D", default="default", help="default: %(default)s")
@@ -252,7 +253,7 @@ def _enforcer(domain: str, primitive: PrimitiveSnapshot) -> Enforcer:
     from ._explain import Enforcer
     from .errors import SupervisorError
 
-    if primitive.lease is None or primitive.owner is None:
+    if primitive.lease is None or (primitive.owner is None and not primitive.readers):
         return Enforcer()
     pid = supervisor_pid(domain)
     try:
@@ -260,7 +261,7 @@ def _enforcer(domain: str, primitive: PrimitiveSnapshot) -> Enforcer:
     except SupervisorError:
         return Enforcer(pid)
     for contract in answer["contracts"]:
-        if contract.get("pid") == primitive.owner.pid:
+        if primitive.owner is not None and contract.get("pid") == primitive.owner.pid:
             return Enforcer(pid, True, str(contract.get("rule")), contract.get("lifted"))
     return Enforcer(pid, True)
 
@@ -371,16 +372,25 @@ def _cells(primitive: PrimitiveSnapshot, now: float, leased: bool) -> tuple[str,
         age = (">" if primitive.held_for_is_lower_bound else "") + _duration(primitive.held_for)
     waiters = "\n".join(f"{_process(w.pid, w.name)} {_duration(w.waiting_for)}" for w in primitive.waiters)
     name = "-" if primitive.name is None else _printable(primitive.name)
-    return name, primitive.kind, primitive.state, owner, age, *(_lease_cells(primitive.lease) if leased else ()), waiters
+    return (
+        name,
+        primitive.kind,
+        primitive.state,
+        owner,
+        age,
+        *(_lease_cells(primitive.lease, primitive.readers) if leased else ()),
+        waiters,
+    )
 
 
-def _lease_cells(lease: LeaseSnapshot | None) -> tuple[str, str]:
-    """REMAINING and TOKEN."""
+def _lease_cells(lease: LeaseSnapshot | None, readers: Sequence[ReaderSnapshot] = ()) -> tuple[str, str]:
+    """REMAINING and TOKEN; of an RWLock that is read, of the reader whose lease ends first."""
     if lease is None:
         return "", ""
+    left = readers[0].remaining if readers else lease.remaining
     remaining = ""
-    if lease.remaining is not None:
-        remaining = _duration(lease.remaining) if lease.remaining >= 0 else f"over by {_duration(-lease.remaining)}"
+    if left is not None:
+        remaining = _duration(left) if left >= 0 else f"over by {_duration(-left)}"
     return remaining, str(lease.token or "")
 
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _layout as at
 from . import _ledger, _process
-from ._atomic import new_cell
-from ._owned import OwnedWords, describe
+from ._owned import NO_CONTRACT, OwnedWords, describe
 from ._sys import SYSTEM
 from .errors import ContractDenied, LeaseExpired
 
@@ -35,7 +34,7 @@ __all__ = ["OPERATIONS", "Contract", "Lease", "Terms", "check_request"]
 OnTerminate = Literal["flag", "raise"]
 
 FREE: Final = 0
-AWAY: Final = -1
+AWAY: Final = NO_CONTRACT
 
 #: Asks for LeaseExpired in the main thread.  Sent only to processes whose contract says on_terminate="raise".
 EXPIRY_SIGNAL: Final = signal.SIGRTMAX - 3
@@ -152,76 +151,101 @@ def precedence_of(class_: str, rank: int) -> int:
     return CLASSES.index(class_) << 32 | rank
 
 
-class Grant:
-    """A contract as one process uses it: its slot in the ledger."""
+class Slot:
+    """A slot of the ledger as this process uses it: that of a contract, or of a record in which it reads under one."""
+
+    __slots__ = ("__weakref__", "deadline", "ledger", "number", "text", "view")
+
+    def __init__(self, ledger: _ledger.Ledger, number: int, text: str) -> None:
+        self.ledger = ledger
+        self.view = ledger.view
+        self.number = number
+        self.deadline = _ledger.DEADLINE + number
+        self.text = text  # what it is for
+
+    @property
+    def lease(self) -> Lease | None:
+        """The present hold; None if this process is not inside."""
+        raise NotImplementedError
+
+    def is_of_caller(self) -> bool:
+        """Whether it is the calling thread that is inside, if one is."""
+        raise NotImplementedError
+
+    def make_lease(self, ends: int, token: int) -> Lease:
+        """A hold.  The path of ``_leased`` that is all but always taken does the same without a call."""
+        lease = Lease()
+        lease._grant, lease._ends, lease.token = self, ends, token
+        return lease
+
+    def note_site(self, depth: int) -> None:
+        frame = sys._getframe(depth)
+        self.ledger.write_site(self.number, f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}")
+
+
+class Grant(Slot):
+    """A contract as one process uses it."""
 
     __slots__ = (
-        "__weakref__",
         "_words",
         "announced",
         "connection",
         "contract",
-        "deadline",
         "gates",
         "is_away",
         "lease_ns",
-        "ledger",
         "left",
-        "mine",
-        "mine_cell",
-        "number",
         "odd",
         "precedence",
         "preempting",
         "process",
+        "readers",
         "record_site",
         "refusal",
         "rings",
         "seat",
         "terms",
-        "text",
-        "view",
-        "word",
-        "zero",
-        "zero_cell",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, words: OwnedWords, terms: Terms, ledger: _ledger.Ledger, number: int) -> None:
+        super().__init__(ledger, number, describe(words.block))
         self.connection = connection
         self._words = weakref.ref(words)  # which refers to us
         self.terms = terms
-        self.ledger = ledger
-        self.number = number  # of the slot
         self.process = _process.current
-        self.word = _process.current.word
-        self.text = describe(words.block)
-        #: Which thread of this process is between E0 and X3; FREE, or AWAY: this grant is not, or no more, for use.
-        self.seat = FREE
-        #: The operands of its exchanges: 0 and our name.  Whoever has the seat has them to himself.
-        self.zero, self.zero_cell = new_cell(0)
-        self.mine, self.mine_cell = new_cell(self.word)
+        #: Which thread of this process is between E0 and X3; FREE; or AWAY: there is no contract that can be used.
+        self.seat = words.lease_seat
         self.is_away = False
         self.gates: collections.deque[Any] = collections.deque()  # of threads that wait for the seat
         self.left = 0  # what X1 writes
-        self.view = ledger.view
-        self.deadline = _ledger.DEADLINE + number
         self.lease_ns = terms.lease
         self.record_site = terms.record_site
-        #: Whether there is more to do on the way in or out: a site to record, LEFT to write, a gate to open, nothing to keep.
-        self.odd = terms.record_site
+        self.odd = words.lease_odd
         self.precedence = terms.rank  # until the answer says which class it is of
         self.refusal: ContractDenied | None = None
         self.contract: Contract | None = None
+        #: Of an RWLock: the slots of the records in which this process has read, by their places.
+        self.readers: dict[int, Any] = {}
         #: Whether the supervisor wants to know who waits; and the doorbell at which each thread that waits has told it.
         self.rings = False
         self.announced: dict[int, object] = {}
         self.preempting: set[int] = set()  # threads that wait and may throw out who has lower precedence
 
+    def use(self) -> None:
+        """From now on this process takes the lock under this contract."""
+        words = self.words
+        assert words is not None
+        words.lease_odd.cell_contents = self.record_site or words.grant is not None  # a thread may be in under that one
+        words.grant = self
+        words.lease_ends.cell_contents = self.view[self.deadline : self.deadline + 1]
+        if words.lease_seat.cell_contents == AWAY:  # no call between
+            words.lease_seat.cell_contents = FREE
+
     def close_seat(self) -> None:
         """No thread takes the seat any more: in a forked child, or when the policy took the contract back."""
-        self.is_away = self.odd = True
-        if self.seat == FREE:
-            self.seat = AWAY
+        self.is_away = self.odd.cell_contents = True
+        if self.seat.cell_contents == FREE:
+            self.seat.cell_contents = AWAY
 
     def wait_for_seat(self, block: bool, until: int | None) -> bool:
         """E0 when another thread may have the seat; whether the caller has it now.  ``until``: monotonic ns, None = for ever.
@@ -233,11 +257,11 @@ class Grant:
         gate = threading.Lock()
         gate.acquire()
         self.gates.append(gate)
-        self.odd = True
+        self.odd.cell_contents = True
         try:
             while True:
-                if self.seat <= FREE and not self.is_away:
-                    self.seat = me
+                if self.seat.cell_contents <= FREE and not self.is_away:
+                    self.seat.cell_contents = me
                     return True
                 now = SYSTEM.monotonic_ns()
                 if self.is_away or not block or (until is not None and now >= until):
@@ -254,7 +278,7 @@ class Grant:
         """X3."""
         if self.terms.inherit:
             self.view[_ledger.THREAD + self.number] = 0
-        self.seat = AWAY if self.is_away else FREE
+        self.seat.cell_contents = AWAY if self.is_away else FREE
         self.open_gate()
 
     def open_gate(self) -> None:
@@ -263,7 +287,7 @@ class Grant:
             with contextlib.suppress(IndexError, RuntimeError):
                 self.gates[0].release()
         else:
-            self.odd = self.record_site or self.is_away or bool(self.left)
+            self.odd.cell_contents = self.record_site or self.is_away or bool(self.left)
 
     # -- the doorbell: what the supervisor should look at before its next look is due --
 
@@ -338,15 +362,9 @@ class Grant:
             return None
         return self.make_lease(ends, words.view[words.block.start + at.BLOCK_TOKEN])
 
-    def make_lease(self, ends: int, token: int) -> Lease:
-        """A hold.  The path of ``_leased`` that is all but always taken does the same without a call."""
-        lease = Lease()
-        lease._grant, lease._ends, lease.token = self, ends, token
-        return lease
-
-    def note_site(self, depth: int) -> None:
-        frame = sys._getframe(depth)
-        self.ledger.write_site(self.number, f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}")
+    def is_of_caller(self) -> bool:
+        words = self.words
+        return words is not None and words.holder.cell_contents == get_ident()
 
 
 class Lease:
@@ -354,9 +372,10 @@ class Lease:
 
     __slots__ = ("_ends", "_grant", "token")
 
-    _grant: Grant
+    _grant: Slot
     _ends: int  # monotonic ns
-    #: Fencing token: larger than that of every earlier hold of this lock, also across restarts of the supervisor.
+    #: Fencing token: larger than that of every earlier hold of this lock, also across restarts of the supervisor.  A reader's
+    #: is smaller than that of each writer that goes in after it, and not smaller than that of one that was inside before.
     token: int
 
     # No __init__: who makes one sets the three, which takes half the time.
@@ -388,7 +407,7 @@ class Lease:
 
 # -- LeaseExpired in the main thread ----------------------------------------------------------------------------------------
 
-_raising: weakref.WeakSet[Grant] = weakref.WeakSet()  # of this process; a child forgets them
+_raising: weakref.WeakSet[Slot] = weakref.WeakSet()  # of this process; a child forgets them
 _raised = 0
 
 
@@ -400,15 +419,15 @@ def prepare_to_raise() -> None:
         signal.signal(EXPIRY_SIGNAL, _on_expiry)
 
 
-def raise_for(grant: Grant) -> None:
-    _raising.add(grant)
+def raise_for(slot: Slot) -> None:
+    _raising.add(slot)
 
 
 def _on_expiry(signum: int, frame: object) -> None:
     global _raised
-    for grant in list(_raising):
-        lease, words = grant.lease, grant.words
-        if lease is None or words is None or words.thread != get_ident() or grant.view[grant.deadline] != lease._ends:
+    for slot in list(_raising):
+        lease = slot.lease
+        if lease is None or not slot.is_of_caller() or slot.view[slot.deadline] != lease._ends:
             continue
         if lease.terminate_requested and lease._ends != _raised:
             _raised = lease._ends

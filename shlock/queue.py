@@ -336,7 +336,7 @@ class Queue(_Items):
         else:
             domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
             if _machine.is_of_machine(domain):
-                raise ValueError(f"domain {domain!r} is of the machine: only Lock and RLock can be opened there")
+                raise ValueError(f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there")
             wanted = Declaration(at.QUEUE, parameter=bytes_, lease=terms.lease if terms is not None else 0)
             memory = Memory.open(domain, _names.check_name(name), wanted, shape)
         self._bind(memory, terms)

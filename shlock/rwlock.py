@@ -1,17 +1,20 @@
 """RWLock: many readers, or one writer.
 
 It is a Lock for the writers, leased or not, and a record for each reader.  How they take turns, and what is so when a process
-dies in between, stands in ``_readers``.
+dies in between, stands in ``_readers``; how a lease limits a reader, in ``_leased_readers``.
 """
 
 from __future__ import annotations
 
+from _thread import get_ident
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from . import _layout as at
+from . import _process
 from ._arena import Block, Declaration
+from ._leased_readers import LeasedRWWords
 from ._owned import describe
 from ._parking import deadline_after
 from ._readers import Reading, RWWords, Writing
@@ -27,7 +30,7 @@ FEWEST_RECORDS: Final = 2 * at.EXTENSION_CELL_COUNT
 
 
 class RWLock(_Owned):
-    """A lock that many readers hold at a time, or one writer alone.  A lease limits writers; no lease limits a reader.
+    """A lock that many readers hold at a time, or one writer alone.  Without a lease a reader that hangs keeps writers out.
 
     ::
 
@@ -54,9 +57,11 @@ class RWLock(_Owned):
     on_abandoned  what is seen of a dead writer: "warn" (an AbandonedWarning), "ignore" (``abandoned`` is set), "poison"
                   (AbandonedError, until somebody repairs it inside ``with rwlock.repair()``).  It belongs to the lock
     lease, grace, rank, on_terminate, record_site
-                  as for a Lock: how long a ``with`` of write may last, counted from when the last reader has left.  Who
-                  overruns is killed.  Nobody is killed for reading too long: a reader that hangs keeps writers out
-    operations    what the contract is asked for: "read", "write" or both
+                  as for a Lock: how long a ``with`` of write may last, counted from when the last reader has left, or one of
+                  read.  Who overruns is asked to leave, then killed, and the others go on when it is dead.  Each thread that
+                  reads has a deadline of its own; the first of them that overruns ends its process.  A read within a read
+                  belongs to the outer one and its deadline
+    operations    what the contract is asked for: "read", "write" or both.  What it does not allow raises ContractDenied
 
     Uncontended, neither read nor write makes a system call.
     """
@@ -105,7 +110,7 @@ class RWLock(_Owned):
 
     def _bind(self, block: Block) -> None:
         super()._bind(block)
-        words = self._words = _shared(block, lambda: RWWords(block))
+        words = self._words = _shared(block, lambda: LeasedRWWords(block) if block.leased else RWWords(block))
         if block.leased and self._terms is None:
             lease, grace = (words.view[block.start + place] for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
             self._terms = Terms(lease, grace, 0, OPERATIONS) if words.grant is None else words.grant.terms
@@ -127,10 +132,14 @@ class RWLock(_Owned):
     # -- holding it ---------------------------------------------------------------------------------------------------
 
     def read(self, timeout: float | None = None) -> Reading:
-        """``with rwlock.read():`` hold it together with other readers.
+        """``with rwlock.read() as lease:`` hold it together with other readers; ``lease`` is None for one without a lease.
 
         Blocks while somebody writes or waits to write; TimeoutError after ``timeout`` seconds.  A thread that reads already
-        goes in at once.  RuntimeError in a thread that writes.
+        goes in at once, on the lease that it has.  RuntimeError in a thread that writes.
+
+        ``lease.token`` is smaller than that of every writer that goes in afterwards, and not smaller than that of any that was
+        inside before; readers may have the same.  So a resource that has seen a later writer can reject who still acts on what
+        it read before that.
         """
         terms = self._terms
         if terms is not None and "read" not in terms.operations:
@@ -214,7 +223,10 @@ class RWLock(_Owned):
 
     @property
     def lease(self) -> Lease | None:
-        """The present hold, if the calling thread writes; else None."""
+        """The present hold, if the calling thread writes or reads; else None."""
+        hold = self._words.holds.get(get_ident())
+        if hold is not None and hold.process is _process.current:
+            return hold.lease
         return self._lock.lease
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ shown together may never have been true together.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import time
@@ -56,6 +57,23 @@ class LeaseSnapshot:
 
 
 @dataclass(frozen=True)
+class ReaderSnapshot:
+    """One that reads under an RWLock.
+
+    pid, name     which process; it is there once for each thread of it that reads
+    remaining     seconds until its lease ends, negative afterwards; None without a lease, or without a ledger to be read
+    terminate_requested   it is asked to leave
+    site          file:line where it went in, if it records that
+    """
+
+    pid: int
+    name: str | None
+    remaining: float | None
+    terminate_requested: bool
+    site: str | None
+
+
+@dataclass(frozen=True)
 class PrimitiveSnapshot:
     """One primitive.
 
@@ -68,6 +86,7 @@ class PrimitiveSnapshot:
                reading no clock, and the oldest waiter has waited so long
     lease      None if it is not leased
     deadlock   the cycle of threads that wait for one another to which its owner belongs, beginning with that owner; else None
+    readers    of an RWLock: who reads and lives, the one whose lease ends first in front
     """
 
     name: str | None
@@ -80,6 +99,7 @@ class PrimitiveSnapshot:
     abandoned: Abandoned | None
     lease: LeaseSnapshot | None = None
     deadlock: tuple[DeadlockMember, ...] | None = None
+    readers: tuple[ReaderSnapshot, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary that json can write."""
@@ -192,13 +212,13 @@ def _of_machine(decoded: _Decoded) -> list[DomainSnapshot]:
     processes: dict[str, set[int]] = {}
     primitives: dict[str, list[PrimitiveSnapshot]] = {}
     for fd in _machine.segments_of(None):
-        found = _machine.domain_and_name(fd)
+        found = _machine.domain_and_made(fd)
         if found is None:
             os.close(fd)
             continue
-        domain, name = found
+        domain, _ = found
         with contextlib.suppress(SegmentError):
-            arena = _machine.arena_over(fd, domain, name)
+            arena = _machine.arena_over(fd, domain)
             living = (_process.pid_of(word) for word in arena.processes() if _process.is_alive(word))
             processes.setdefault(domain, set()).update(living)
             primitives.setdefault(domain, []).extend(_primitives(arena, decoded))
@@ -311,15 +331,22 @@ class _Ledgers:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._found: dict[int, tuple[_ledger.Ledger, dict[int, int]] | None] = {}
+        self._found: dict[int, tuple[_ledger.Ledger, dict[int, int], dict[int, int]] | None] = {}
 
-    def of(self, owner: int, block: int) -> tuple[_ledger.Ledger, int] | None:
-        """The ledger of a process and its slot for a lock; None if they can't be found."""
+    def of(self, owner: int, *, block: int = -1, record: int = -1) -> tuple[_ledger.Ledger, int] | None:
+        """The ledger of a process and its slot for a lock, or for the record of a reader; None if they can't be found."""
         if owner not in self._found:
-            ledger = _ledger.ledger_of(_process.pid_of(owner), owner, self._arena.identity, read_only=True)
-            self._found[owner] = None if ledger is None else (ledger, _ledger.slots_of(ledger, self._arena.identity))
+            arena = self._arena.identity
+            ledger = _ledger.ledger_of(_process.pid_of(owner), owner, arena, read_only=True)
+            self._found[owner] = (
+                None if ledger is None else (ledger, _ledger.slots_of(ledger, arena), _ledger.reader_slots_of(ledger, arena))
+            )
         found = self._found[owner]
-        return None if found is None or block not in found[1] else (found[0], found[1][block])
+        if found is None:
+            return None
+        ledger, slots, reader_slots = found
+        slot = reader_slots.get(record) if block < 0 else slots.get(block)
+        return None if slot is None else (ledger, slot)
 
     def close(self) -> None:
         for found in self._found.values():
@@ -337,6 +364,7 @@ def _primitive(
     is_lower_bound = False
     abandoned: Abandoned | None = None
     lease: LeaseSnapshot | None = None
+    readers: tuple[ReaderSnapshot, ...] = ()
     if kind in (at.LOCK, at.RLOCK, at.GUARDED, at.RWLOCK) or kind_word & at.OWNED:
         cells = arena.cells_of(index) if kind_word & at.OWNED else [start + at.BLOCK_WORD]
         words = [load(cell) for cell in cells]
@@ -360,6 +388,7 @@ def _primitive(
         if kind == at.RWLOCK:
             is_outside = load(start + at.BLOCK_GATE) & (at.DRAINING | at.SUSPECT) == at.DRAINING
             abandoned = None if is_outside else abandoned
+            readers = _readers(arena, index, ledgers)
             state = _state_of_rwlock(state, [load(cell) for cell in arena.cells_of(index)], is_outside)
         if kind == at.GUARDED:
             content = Content(Memory(arena))
@@ -376,7 +405,9 @@ def _primitive(
         arrived = word >> at.COUNT_SHIFT & (1 << BarrierWord.COUNT_BITS) - 1
         state = "broken" if word & at.BROKEN else f"{arrived} of {load(start + at.BLOCK_PARAMETER)} waiting"
     text = None if name is None else _names.text_of(name)
-    return PrimitiveSnapshot(text, at.KIND_NAMES[kind], state, owner, held_for, is_lower_bound, waiters, abandoned, lease)
+    return PrimitiveSnapshot(
+        text, at.KIND_NAMES[kind], state, owner, held_for, is_lower_bound, waiters, abandoned, lease, readers=readers
+    )
 
 
 def _lease(arena: Arena, index: int, owner: int, ledgers: _Ledgers) -> LeaseSnapshot:
@@ -386,16 +417,33 @@ def _lease(arena: Arena, index: int, owner: int, ledgers: _Ledgers) -> LeaseSnap
     rank: int | None = None
     remaining: float | None = None
     asked, site = False, None
-    if owner and (found := ledgers.of(owner, index)) is not None:
+    if owner and (found := ledgers.of(owner, block=index)) is not None:
         ledger, slot = found
         lease, grace, rank = (ledger.view[field + slot] for field in (_ledger.LEASE, _ledger.GRACE, _ledger.RANK))
         rank &= _ledger.RAISES - 1
-        deadline = ledger.view[_ledger.DEADLINE + slot]
-        if deadline > _ledger.LEFT:
-            remaining = (deadline - time.monotonic_ns()) / 1e9
-            asked = ledger.view[_ledger.TERMINATE + slot] == deadline
-            site = ledger.site(slot)
+        remaining, asked, site = _hold(ledger, slot)
     return LeaseSnapshot(lease / 1e9, grace / 1e9, rank, token, remaining, asked, site)
+
+
+def _readers(arena: Arena, index: int, ledgers: _Ledgers) -> tuple[ReaderSnapshot, ...]:
+    load, found = arena.words.load, []
+    is_leased = load(arena.layout.block(index) + at.BLOCK_KIND) & at.LEASED
+    for record in arena.cells_of(index):
+        c = load(record)
+        if c & at.OWNER and not c & at.IN_LINE and _process.is_alive(c):
+            slot = ledgers.of(c & at.OWNER, record=record) if is_leased else None
+            hold = (None, False, None) if slot is None else _hold(*slot)
+            found.append(ReaderSnapshot(_process.pid_of(c), arena.process_name(c & at.OWNER), *hold))
+    return tuple(sorted(found, key=lambda reader: math.inf if reader.remaining is None else reader.remaining))
+
+
+def _hold(ledger: _ledger.Ledger, slot: int) -> tuple[float | None, bool, str | None]:
+    """What a ledger says of the present hold: the time that is left, whether its holder is asked to leave, where it began."""
+    deadline = ledger.view[_ledger.DEADLINE + slot]
+    if deadline <= _ledger.LEFT:
+        return None, False, None
+    asked = ledger.view[_ledger.TERMINATE + slot] == deadline
+    return (deadline - time.monotonic_ns()) / 1e9, asked, ledger.site(slot)
 
 
 def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many: bool) -> str:

@@ -4,7 +4,7 @@ Each is one word in shared memory plus the parking place; none of them sleeps or
 exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond that every primitive
 
 - may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive (and in a
-  domain of the machine, ``"/NAME"``, a leased Lock or RLock is the same for all users, see ``_machine``);
+  domain of the machine, ``"/NAME"``, a leased Lock or RLock, as a Block, is the same for all users, see ``_machine``);
 - goes on working when processes that use it die at any instant.
 
 ``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process
@@ -108,7 +108,7 @@ class _Primitive:
 
     def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> Block:
         raise ValueError(
-            f"domain {domain!r} is of the machine: only Lock and RLock can be opened there, with lease=. "
+            f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there, with lease=. "
             "A domain of this user has no '/' at its beginning."
         )
 
@@ -406,7 +406,7 @@ class Lock(_Owned):
         if grant is None or grant.process is not _process.current:
             from ._client import obtain
 
-            words.grant = obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms)
+            obtain(words, self.domain or _names.DEFAULT_DOMAIN, self._terms).use()
         elif grant.terms != self._terms:
             raise ValueError(
                 f"{describe(block)}: this process has a contract for it on other terms ({grant.terms}). "

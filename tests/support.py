@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import shlock
-from shlock import _arena, _atomic, _names, _owned, _parking, _sys, snapshot
+from shlock import _arena, _atomic, _fast_path, _names, _parking, _sys, snapshot
 
 PATIENCE = 30.0
 """Seconds to wait for what must happen; only a hang takes this long."""
@@ -234,15 +234,19 @@ def files_of(domain: str) -> list[str]:
 
 
 def clean(domain: str) -> None:
-    """Remove a domain that only this process may still use."""
+    """Remove a domain that only this process may still use.
+
+    A thread may have gone on with the contracts of a domain whose supervisor has just ended, and started the next one.  That
+    takes as long as an interpreter needs to start, and a second more: on a busy machine several seconds.
+    """
     forget(domain)
 
     def is_gone() -> bool:
-        gc.collect()  # a thread may have gone on with the contracts of a domain whose supervisor has just ended
+        gc.collect()
         return snapshot.clean(domain) is not None and not files_of(domain)
 
     try:
-        eventually(is_gone, f"domain {domain} is removed", 10)
+        eventually(is_gone, f"domain {domain} is removed")
     except AssertionError as error:
         raise AssertionError(f"{error}; used by {users_of(domain)}") from None
 
@@ -350,7 +354,7 @@ def watch_steps(step: Step, *primitives: Any) -> None:
         (_atomic.Words, "store"),
         (_arena.Arena, "clear_block"),
         (_parking.Parking, "_post"),
-        (_owned, "raw_compare_exchange"),
+        (_fast_path, "raw_compare_exchange"),
         *((_sys.System, name) for name in _SYSTEM_CALLS),
     ):
         setattr(owner, name, watched(getattr(owner, name), name))

@@ -336,7 +336,7 @@ def die_at(place: int, operation: Callable[[], Any]) -> bool:
 
     def trace(frame: types.FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith("_owned.py"):
+        if not frame.f_code.co_filename.endswith("_fast_path.py"):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False

@@ -659,9 +659,9 @@ def test_a_block_that_is_not_there_is_not_made_without_a_size(domain: str) -> No
         shlock.Block(size=1, domain=domain)
 
 
-def test_a_domain_of_the_machine_has_no_blocks() -> None:
-    with pytest.raises(ValueError, match="is of the machine: only Lock and RLock"):
-        shlock.Block("b", size=1, domain="/machine", lease=1.0)
+def test_in_a_domain_of_the_machine_a_block_needs_a_lease() -> None:
+    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock and Block can be opened there, with lease="):
+        shlock.Block("b", size=1, domain="/machine")
 
 
 @pytest.mark.parametrize("option", [{"grace": 1.0}, {"rank": 1}, {"operations": ("read",)}, {"record_site": True}])

@@ -1228,7 +1228,14 @@ def test_each_crash_point_of_the_source_has_a_scenario_in_which_a_process_dies_t
     covered = {label for always, others in LABELS.values() for label in (*always, *others)}
     covered |= {*test_enforcement.CAUSES, *test_enforcement.GRANTS, test_enforcement.ADOPTION}
     others = [path.stem for path in Path(__file__).parent.glob("test_*_crashes.py")]
-    for name in (*others, "test_precedence", "test_inheritance", "test_bias"):  # each has LABELS, too
+    for name in (
+        *others,
+        "test_precedence",
+        "test_inheritance",
+        "test_bias",
+        "test_leased_readers",
+        "test_privilege_blocks",
+    ):  # each has LABELS, too
         covered |= set(importlib.import_module(name).LABELS)
     assert source - covered == set(), "crash points at which no test kills anybody"
     assert covered - source == set(), "labels that the source does not have (any more)"

@@ -79,10 +79,19 @@ def page() -> Iterator[Page]:
 
 
 def supervisor_of(domain: str) -> int | None:
-    """The process number of a domain's supervisor, as the kernel says."""
+    """The process number of a domain's supervisor, as the kernel says.
+
+    A process that is just being started has a copy of all descriptors for a moment: one of a supervisor of this program, which
+    has ended, would make the kernel name this program.
+    """
     with contextlib.suppress(OSError):
-        return _client.supervisor_pid(domain)
+        pid = _client.supervisor_pid(domain)
+        return None if pid == os.getpid() and not _is_supervised_here(domain) else pid
     return None
+
+
+def _is_supervised_here(domain: str) -> bool:
+    return any(one.domain == domain for one in shlock.supervisor._running)
 
 
 def end_process(pid: int, number: int) -> None:

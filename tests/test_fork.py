@@ -131,7 +131,7 @@ def test_a_fork_anywhere_in_acquire_of_a_free_lock_gives_it_to_one_process(lock:
         assert owner_pid(lock) == os.getpid()
         lock.release()
 
-    ForkEverywhere().run(prepare, operate, in_child, in_parent, 3)
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 2)
     assert not lock.locked()
 
 
@@ -206,7 +206,7 @@ def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
     def in_parent() -> None:
         eventually(lambda: owner_pid(lock) != os.getpid())
 
-    ForkEverywhere().run(prepare, operate, in_child, in_parent, 2)
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 1)
     assert not lock.locked()
 
 
@@ -228,7 +228,7 @@ def test_a_fork_anywhere_in_a_with_statement_is_left_by_its_owner_only(lock: Any
     def in_parent() -> None:
         assert owner_pid(lock) != os.getpid()
 
-    ForkEverywhere().run(prepare, operate, in_child, in_parent, 4)
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 3)
     assert not lock.locked()
 
 

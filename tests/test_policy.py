@@ -23,6 +23,7 @@ LIMITS: dict[str, Any] = {
     "longest_grace": 10.0,
     "highest_rank": 5,
     "most_contracts": 3,
+    "most_bytes": 1 << 20,
 }
 """Of a rule."""
 
@@ -137,6 +138,7 @@ some_rules = st.lists(
         highest_rank=st.integers(0, 3),
         precedence=st.sampled_from(["user", "kernel"]),
         most_contracts=st.integers(1, 3),
+        most_bytes=st.sampled_from([1, 1 << 20]),
         deny=st.booleans(),
     ),
     max_size=5,
@@ -201,10 +203,11 @@ def test_the_first_rule_that_matches_decides_and_grants_only_within_its_limits(
             first.longest_lease,
             first.longest_grace,
         )
-        assert (decision.highest_rank, decision.precedence, decision.most_contracts) == (
+        assert (decision.highest_rank, decision.precedence, decision.most_contracts, decision.most_bytes) == (
             first.highest_rank,
             first.precedence,
             first.most_contracts,
+            first.most_bytes,
         )
 
 
@@ -398,6 +401,7 @@ longest_grace = 2.5
 highest_rank = 100
 class = "kernel"
 most_contracts = 7
+most_bytes = 8_000_000_000
 deny = false
 
   [[ "rule" ]] # the least that a rule has
@@ -421,6 +425,7 @@ def test_every_key_is_read() -> None:
             highest_rank=100,
             precedence="kernel",
             most_contracts=7,
+            most_bytes=8_000_000_000,
         ),
         Rule(
             users=("*",),
@@ -432,14 +437,15 @@ def test_every_key_is_read() -> None:
             highest_rank=0,
             precedence="user",
             most_contracts=1000,
+            most_bytes=64 << 20,
         ),
     )
-    assert [r.line for r in parse(WHOLE, "f").rules] == [1, 14]
+    assert [r.line for r in parse(WHOLE, "f").rules] == [1, 15]
 
 
 def test_line_ends_of_windows_are_understood() -> None:
     assert parse(WHOLE.replace("\n", "\r\n"), "f") == parse(WHOLE, "f")
-    assert [r.line for r in parse(WHOLE.replace("\n", "\r\n"), "f").rules] == [1, 14]
+    assert [r.line for r in parse(WHOLE.replace("\n", "\r\n"), "f").rules] == [1, 15]
 
 
 USUAL = {
@@ -505,6 +511,8 @@ def error_of(text: str) -> PolicyError:
         ("highest_rank", "1.0", "must be a whole number, not a float"),
         ("highest_rank", "false", "must be a whole number, not a boolean"),
         ("most_contracts", "0", "must be from 1 to 2147483647, not 0"),
+        ("most_bytes", "0", "must be from 1 to 1125899906842624, not 0"),
+        ("most_bytes", "1e6", "must be a whole number, not a float"),
         ("class", '"root"', 'must be "user" or "kernel", not \'root\''),
         ("class", "0", 'must be "user" or "kernel", not an integer'),
         ("deny", "1", "must be true or false, not an integer"),
@@ -530,7 +538,9 @@ def test_a_missing_key_is_told_with_the_line_of_its_rule(key: str) -> None:
     assert "is missing" in error.fact
 
 
-@pytest.mark.parametrize("key", ["operations", "longest_lease", "longest_grace", "highest_rank", "class", "most_contracts"])
+@pytest.mark.parametrize(
+    "key", ["operations", "longest_lease", "longest_grace", "highest_rank", "class", "most_contracts", "most_bytes"]
+)
 def test_a_rule_that_denies_has_no_limits(key: str) -> None:
     wrong = {"operations": '["read"]', "longest_lease": "1.0", "class": '"user"'}.get(key, "1")
     error = error_of(f"\n{DENIAL}{key} = {wrong}\n")
@@ -625,6 +635,7 @@ GOOD = {
     "longest_grace": "1_000",
     "highest_rank": "0x10",
     "most_contracts": "1",
+    "most_bytes": "1",
     "class": "'user'",
 }
 SPELLINGS = ["{}", " {} ", '"{}"', "'{}'", "\t{}\t"]

@@ -27,12 +27,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis.internal.conjecture.optimiser  # noqa: F401 - see above
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import Child, Page, end_children, eventually, is_sleeping
 
 import shlock
+import shlock._explain
 from shlock import _arena, _client, _ledger, _machine, _messages, _parking, _process, _sys, cli, snapshot
 from shlock import _layout as at
 from shlock.errors import ContractDenied, SupervisorError
@@ -259,7 +261,7 @@ def test_a_lock_of_the_machine_goes_to_forked_and_spawned_children(domain: str, 
 
 
 def test_only_locks_with_a_lease_can_be_there(domain: str, supervisor: Supervisor) -> None:
-    with pytest.raises(ValueError, match="is of the machine: only Lock and RLock can be opened there, with lease="):
+    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock and Block can be opened there, with lease="):
         shlock.Lock("shared", domain=domain)
     with pytest.raises(ValueError, match="is of the machine"):
         shlock.Event("shared", domain=domain)
@@ -534,7 +536,7 @@ def test_a_descriptor_that_was_given_away_is_no_contract(
 
     def replay() -> list[dict[str, Any]]:
         _, [fd], _, _ = socket.recv_fds(theirs, 1, 1)
-        arena = _machine.arena_over(fd, domain, "shared")
+        arena = _machine.arena_over(fd, domain)
         answers = []
         with talk(domain) as say:
             answers.append(say({"op": "arena", "identity": arena.identity}, fd))
@@ -592,7 +594,7 @@ def given_by(say: Callable[..., dict[str, Any]], domain: str) -> _arena.Arena:
     received: list[int] = []
     message = {"op": "attach", "name": "shared", "kind": at.LOCK, "policy": 1, "operations": ["acquire"]}
     assert say({**message, "lease": 10**9, "grace": 0, "rank": 0}, received=received).get("ok")
-    return _machine.arena_over(received.pop(), domain, "shared")
+    return _machine.arena_over(received.pop(), domain)
 
 
 def opening(identity: int, operations: list[str]) -> dict[str, Any]:
@@ -608,7 +610,8 @@ def test_a_segment_of_the_attackers_own_is_not_believed(domain: str, supervisor:
         with talk(domain) as say:
             genuine = given_by(say, domain)
             for name, mode, seals in itertools.product(("shared", "shared 2"), (0o600, 0o777), (_machine.SEALS, 0)):
-                fd = os.memfd_create(_machine.label(domain, 1, name), os.MFD_ALLOW_SEALING)
+                label = _machine.label(domain, _machine.Made(name, 1, ALICE, at.LOCK))
+                fd = os.memfd_create(label, os.MFD_ALLOW_SEALING)
                 os.write(fd, bytes(genuine.segment.memory))
                 os.fchmod(fd, mode)
                 if seals:
@@ -749,7 +752,7 @@ def test_a_user_has_so_many_names_and_makes_room_by_leaving_some(domain: str, su
 
     assert "8" in as_user(ALICE, make_many).result()
     assert supervisor._server is not None
-    assert len(supervisor._server._made_by) == 8
+    assert supervisor._server.names.count(ALICE) == 8
     assert as_user(BOB, get_in, domain, "shared of bob").result()
 
 
@@ -1076,10 +1079,25 @@ _values = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=8),
     st.lists(st.text(max_size=4), max_size=3),
-    st.sampled_from([["acquire"], ["read"], "shared", "shared 1", 1, 2, 10**9]),
+    st.sampled_from([["acquire"], ["read"], ["write"], "shared", "shared 1", 1, 2, at.GUARDED, 10**9]),
 )
 _operations = ["attach", "open", "arena", "hello", "close", "who", "contracts", "events", "kill", "revoke", "?"]
-_keys = ["name", "kind", "policy", "operations", "lease", "grace", "rank", "slot", "arena", "block", "identity", "raise"]
+_keys = [
+    "name",
+    "kind",
+    "policy",
+    "operations",
+    "lease",
+    "grace",
+    "rank",
+    "slot",
+    "arena",
+    "block",
+    "identity",
+    "raise",
+    "size",
+    "copies",
+]
 _requests = st.fixed_dictionaries({"op": st.sampled_from(_operations)}, optional=dict.fromkeys(_keys, _values))
 
 

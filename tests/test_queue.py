@@ -1308,7 +1308,7 @@ class Consume(Trial):
 @pytest.mark.patience(600)
 @pytest.mark.parametrize("how", ["take", "take returned", "fail", "bury", "get", "get returned", "put"])
 def test_wherever_it_is_interrupted_nothing_is_lost_or_held(how: str, no_polls: None) -> None:
-    interrupt_everywhere(lambda: Consume(how), 10)
+    interrupt_everywhere(lambda: Consume(how), 7)
 
 
 # -- a death that nobody sleeps to see ------------------------------------------------------------------------------------

@@ -694,8 +694,8 @@ def test_a_writer_that_overruns_is_killed_and_everybody_told(domain: str) -> Non
 
     def inherit() -> tuple[int, str, list[int]]:
         rwlock = shlock.RWLock("table", domain=domain)
-        with told() as first, rwlock.read(PATIENCE):
-            assert rwlock.lease is None
+        with told() as first, rwlock.read(PATIENCE) as lease:
+            assert rwlock.lease is lease
         with told() as second, rwlock.write(PATIENCE) as lease:
             abandoned = rwlock.abandoned
             assert lease.token == 2

@@ -555,7 +555,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(1, "RLock", spots_each=2), kind="RLock", depth=2, threads=(0, 0)),
         Bound(2),
         "_fast_path.make_fast_path",
-        "if recursive and thread in (words.thread, seat):",
+        "if recursive and thread in (holder, seat):",
         "if recursive and words.owners() == [_process.current.word]:",
         "",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -335,6 +336,7 @@ def test_reports_are_values_and_read_as_sentences() -> None:
         "precedence": "user",
         "rule": "r",
         "holds": False,
+        "readers": 0,
         "inherits": True,
     }
     missing = {"token": None, "remaining": None, "site": None, "lifted": None}
@@ -922,3 +924,27 @@ def test_who_talks_without_end_has_one_message_heard_at_a_turn(domain: str) -> N
                 assert answers == turn
     finally:
         served._close_all()
+
+
+def test_a_supervisor_that_comes_up_when_nobody_needs_it_any_more_ends(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client starts the next one for a lock that is gone by the time it answers."""
+    comes, go_on, connect = threading.Event(), threading.Event(), _client.connect
+
+    def connect_late(*arguments: Any, **options: Any) -> socket.socket:
+        connection = connect(*arguments, **options)
+        comes.set()
+        assert go_on.wait(PATIENCE)
+        return connection
+
+    with Supervisor(domain):
+        lock = shlock.Lock("n", domain=domain, lease=LONG)
+        watcher = _client._connections[domain]._watcher
+        assert watcher is not None
+        monkeypatch.setattr(_client, "connect", connect_late)
+    assert comes.wait(PATIENCE)
+    del lock
+    gc.collect()
+    go_on.set()
+    watcher.join(PATIENCE)
+    assert not watcher.is_alive(), "it keeps the supervisor alive for nobody"
+    assert _client._connections[domain]._socket is None

@@ -44,6 +44,7 @@ LEASED = {
     "leased Lock, acquire and release": ("leased(shlock.Lock)", "acquire(); release()"),
     "leased Lock, with": ("leased(shlock.Lock)", "with p as lease: lease.token, lease.terminate_requested"),
     "leased RLock, with in with": ("leased(shlock.RLock)", "with p:\n        with p: pass"),
+    "leased RWLock, read": ("leased(shlock.RWLock)", "with p.read() as lease: lease.token, lease.terminate_requested"),
 }
 
 #: Loops that cannot do without, and how often: they show that the others would be caught.  With a waiter it takes many

@@ -68,6 +68,7 @@ class Supervisor:
     def revoke(self, name: str) -> list[int]:
         """End the present hold of a lock by decision: its holder is asked to leave now, and killed after its grace.
 
+        Of an RWLock that is read, this concerns everybody who reads; a writer that waits for them is let alone.
         Returns the pids that this concerns: none if nobody is inside under a contract.
         """
         return self._call(lambda server: server.end_hold(name, at_once=False))
@@ -75,6 +76,7 @@ class Supervisor:
     def kill(self, name: str) -> list[int]:
         """Kill the present holder of a lock at once.  The next one gets it when that process is gone, and is told.
 
+        Of an RWLock that is read, everybody who reads; of that nobody is told.
         Returns the pids that this concerns: none if nobody is inside under a contract, or only this program is.
         """
         return self._call(lambda server: server.end_hold(name, at_once=True))

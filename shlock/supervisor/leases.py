@@ -65,7 +65,7 @@ class Watched:
 
         owns      the lock's word names this process
         deadline  of the process's own ledger: of its present hold, or 0 or LEFT if it says that it is not inside
-        token     of the process's own ledger
+        token     a number that grows with every hold
         """
         if not owns:
             self._deadline, self._unstamped_since = 0, NEVER

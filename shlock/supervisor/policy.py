@@ -53,6 +53,9 @@ EVERYBODY: Final = "*"
 SELF: Final = "@self"
 """Among ``users``: the user that the supervisor runs as."""
 
+USUAL_BYTES: Final = 1 << 26
+HIGHEST_BYTES: Final = 1 << 50
+
 HIGHEST_ID: Final = 2**32 - 2  # of users and groups; the next one is the kernel's "no user"
 
 NAME_HIDDEN: Final = "the policy hides this name"
@@ -74,6 +77,7 @@ DEFAULT_TEXT: Final = """\
 #   highest_rank    precedence among waiters of one class; left out: 0
 #   class           "user" or "kernel", which precedes every user; left out: "user"
 #   most_contracts  that one user may hold at a time; left out: 1000
+#   most_bytes      of memory for names of the machine that one user has made, all together; left out: 67108864
 #   deny            true: this rule refuses, and has none of the limits above
 
 # The user that the supervisor runs as may do everything, with leases up to an hour.
@@ -86,6 +90,7 @@ longest_grace = 60.0
 highest_rank = 100
 class = "user"
 most_contracts = 1000000
+most_bytes = 1099511627776
 
 # Nobody may open what belongs to the accounts, except by the rules above.
 #
@@ -106,6 +111,7 @@ most_contracts = 1000000
 # longest_grace = 10.0
 # highest_rank = 10
 # most_contracts = 100
+# most_bytes = 16777216
 
 # Everybody in the group "auditors" may look on.
 #
@@ -205,6 +211,7 @@ class Decision:
     highest_rank: int = 0
     precedence: str = "user"
     most_contracts: int = 0
+    most_bytes: int = 0
 
 
 # -- the rules ------------------------------------------------------------------------------------------------------------
@@ -228,6 +235,7 @@ class Rule:
     highest_rank: int = 0
     precedence: str = "user"
     most_contracts: int = 1000
+    most_bytes: int = USUAL_BYTES
     deny: bool = False
     line: int | None = field(default=None, compare=False)
 
@@ -292,6 +300,7 @@ def _limited(label: str, rule: Rule, request: Request, contracts_held: int) -> D
         highest_rank=rule.highest_rank,
         precedence=rule.precedence,
         most_contracts=rule.most_contracts,
+        most_bytes=rule.most_bytes,
     )
 
 
@@ -393,6 +402,11 @@ def _read_most(value: Any) -> int:
     return int(value)
 
 
+def _read_bytes(value: Any) -> int:
+    check_number("", value, 1, HIGHEST_BYTES)
+    return int(value)
+
+
 def _read_class(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f'must be "user" or "kernel", not {kind_of(value)}')
@@ -421,6 +435,7 @@ _LIMITS: Final[dict[str, Callable[[Any], Any]]] = {
     "highest_rank": _read_rank,
     "class": _read_class,
     "most_contracts": _read_most,
+    "most_bytes": _read_bytes,
 }
 _KEYS: Final = _WHO_AND_WHAT | _LIMITS
 """The keys of a rule, and what checks and converts their values."""

@@ -56,6 +56,7 @@ class ContractReport(_Report):
     rule           which rule of the policy allowed it; "adopted" until its process has presented it to this supervisor
     holds          whether the process is inside; only then ``token``, ``remaining`` (seconds; negative when the lease is
                    over) and ``site`` (file:line, if the process records that) are not None
+    readers        how many threads of the process read, of an RWLock; the above are then those of the first whose lease ends
     inherits       priority inheritance
     lifted         from which scheduling priority to which its holder is lifted just now, or None
     """
@@ -73,6 +74,7 @@ class ContractReport(_Report):
     token: int | None
     remaining: float | None
     site: str | None
+    readers: int = 0
     inherits: bool = False
     lifted: str | None = None
 

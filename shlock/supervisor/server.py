@@ -35,14 +35,16 @@ from typing import Any, Final, NamedTuple
 
 from .. import _layout as at
 from .. import _ledger, _machine, _messages, _names, _process
-from .._arena import Arena, Declaration
+from .._arena import Arena
 from .._client import supervisor_pid
+from .._machine import Made
 from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
 from ..errors import SegmentError, SupervisorError
 from .inheritance import Inheritance
 from .leases import NEVER, Terms
+from .names import Names, made_for
 from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
 from .watch import Client, Supervised, Watch, name_of
@@ -106,9 +108,8 @@ class Server:
         self.events: collections.deque[dict[str, Any]] = collections.deque(maxlen=MOST_EVENTS)
         self._event_number = 0
         self._sessions: dict[socket.socket, Session] = {}
-        self._arenas: dict[int, Arena] = {}
-        self._by_name: dict[str, Arena] = {}  # those of the machine, the oldest first
-        self._made_by: dict[str, int] = {}  # users
+        self._arenas: dict[int, Arena] = {}  # not those of the machine
+        self.names = Names(domain, self._is_used)
         self._connections_of: collections.Counter[int] = collections.Counter()  # users
         self._lingering: collections.Counter[int] = collections.Counter()  # by user: descriptors that are slow to close
         self._claim = _machine.claim(domain) if self.is_of_machine else -1
@@ -230,7 +231,7 @@ class Server:
     def _is_idle(self) -> bool:
         """Nobody needs it: who only follows its events is no reason to stay."""
         return all(session.follows is not None for session in self._sessions.values()) and not any(
-            contract.owns() for contract in self.watch.all()
+            contract.holds() for contract in self.watch.all()
         )
 
     def _tick(self) -> None:
@@ -271,6 +272,7 @@ class Server:
         for arena in self._arenas.values():
             arena.segment.close()
         self._arenas.clear()
+        self.names.close()
         if self._claim >= 0:
             _machine.give_up(self.domain, self._claim)
 
@@ -470,7 +472,7 @@ class Server:
             client = _client_of(session)
             slot = _number(message, "slot", _ledger.SLOTS - 1)
             contract = client.contracts.get(slot)
-            if contract is not None and not contract.owns():
+            if contract is not None and not contract.holds():
                 self.watch.remove(client, slot)
                 session.arenas.pop(contract.arena.identity, None)
                 self._release([contract.arena])
@@ -553,7 +555,10 @@ class Server:
         if self.is_of_machine:
             if self._given(session.user) >= MOST_ARENAS:
                 raise _Refused(f"user {session.user} uses {MOST_ARENAS} arenas already")
-            session.arenas[identity] = self._recognise(descriptors[0], identity)
+            try:
+                session.arenas[identity] = self.names.recognise(descriptors[0], identity, self._adopt)
+            except (OSError, ValueError) as error:  # SegmentError among them
+                raise _Refused(f"this is no arena: {error}") from None
             return {"ok": True}
         arena = self._arenas.get(identity)
         if arena is None:
@@ -584,6 +589,8 @@ class Server:
         if arena is None:
             raise _Refused("this arena was not shown")
         block = _number(message, "block", arena.layout.blocks - 1)
+        if isinstance(arena.made, Made) and not arena.made.has_lock(block):
+            raise _Refused(f"block {block} of {arena.made.name!r} is no lock")
         name = name_of(arena, block)
         held = self.watch.count(session.user) - (slot in client.contracts)
         wishes = _wishes(message)
@@ -603,8 +610,7 @@ class Server:
         )  # fmt: skip
         contract.may_preempt = "preempt" in wishes.operations
         self.watch.add(contract)
-        if contract.owns() and contract.view[contract.place] & at.TAKEN:
-            self.watch.settle(contract)  # another supervisor was at T1
+        self._settle(contract)  # another supervisor was at T1
         if crash_points:
             crash_points[0]("S-G2 added, not answered")
         self.emit("granted", contract=contract, lease=lease / 1e9, reason=decision.rule)
@@ -638,108 +644,74 @@ class Server:
         _client_of(session)
         if not self.is_of_machine:
             raise _Refused("in a domain of one user its processes make the segments")
-        kind, policy = _number(message, "kind", at.RLOCK), _number(message, "policy", len(at.POLICIES) - 1)
+        kind, policy = _number(message, "kind", at.EXTENSION), _number(message, "policy", len(at.POLICIES) - 1)
+        size, copies = (_number({"size": 0, "copies": 1, **message}, key, most) for key, most in _SIZES)
         wishes = _wishes(message)
         try:
             name = _names.check_name(message.get("name"))
         except (TypeError, ValueError) as error:
             raise _Refused(str(error)) from None
-        if kind not in (at.LOCK, at.RLOCK):
-            raise _Refused("a name of the machine is a Lock or an RLock")
+        if kind not in _machine.WRITING:
+            raise _Refused("a name of the machine is a Lock, an RLock or a Block")
+        if wishes.operations.isdisjoint(_machine.OPERATIONS.get(kind, wishes.operations)):
+            raise _Refused(f"operations of a {at.KIND_NAMES[kind]} are {', '.join(sorted(_machine.OPERATIONS[kind]))}")
         # Whoever is given segments without opening them holds as many contracts.
         held = max(self._given(session.user), self.watch.count(session.user))
         decision = self._decide(session.pid, session.user, session.accounts, name, wishes, held)
-        arena = self._by_name.get(name)
-        may_acquire = "acquire" in wishes.operations
-        if decision.allowed and arena is None and not may_acquire:
-            raise _Refused(f"{name!r} is not there yet: it is made for who may acquire it")
-        if decision.allowed and arena is None and not self._has_room(session.user, decision.most_contracts):
-            decision = dataclasses.replace(
-                decision, allowed=False, reason=f"the user has made {decision.most_contracts} names that are in use"
-            )
         if not decision.allowed:
-            self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
-            return {"ok": False, "reason": decision.reason, "rule": decision.rule}
+            return self._deny(session, name, decision)
+        # From here on he may know whether it is there.
+        arena, may_write = self.names.get(name), _machine.WRITING[kind] in wishes.operations
         if arena is None:
-            declaration = Declaration(kind, policy=policy, lease=wishes.lease, grace=wishes.grace)
+            if not may_write:
+                raise _Refused(f"{name!r} is not there yet: it is made for who may {_machine.WRITING[kind]} it")
+            if kind == at.GUARDED and not (size and copies):
+                return {"ok": False, "missing": True}
+            made = Made(name, SYSTEM.time_ns(), session.user, kind, policy, *((size, copies) if kind == at.GUARDED else (0, 0)))
+            bound, most = decision.most_contracts, decision.most_bytes
+            if reason := self.names.why_no_room(session.user, made.layout().size, bound, most):
+                return {**self._deny(session, name, dataclasses.replace(decision, reason=reason)), "full": True}
             try:
-                arena = _machine.make_arena(self.domain, name, declaration)
+                arena = self.names.make(made, wishes.lease, wishes.grace, self._look_if_due)
             except OSError as error:
-                raise _Refused(f"there is no memory for one more segment: {error.strerror}") from None
-            self._know(arena)
-            self._made_by[name] = session.user
+                text = f"there is no memory for one more segment: {error.strerror}"
+                if kind != at.GUARDED:
+                    raise _Refused(text) from None
+                self.emit("refused", pid=session.pid, lock=name, reason=text)
+                return {"ok": False, "errno": errno.ENOSPC, "reason": text}
+        made = made_for(arena)  # nobody is given a descriptor of something else than he asked for
+        if made.kind != kind or (size and made.size != size):
+            return {"ok": False, "kind": made.kind, "size": made.size, "policy": made.policy}
         session.arenas[arena.identity] = arena
         _machine.restore(arena)
-        fd = _machine.open_again(arena.segment.fd, read_only=not may_acquire)
+        fd = _machine.open_again(arena.segment.fd, read_only=not may_write)
         try:
             self._answer(session, {"ok": True}, (fd,))
         finally:
             SYSTEM.close(fd)
         return None
 
-    def _has_room(self, user: int, most: int) -> bool:
-        """Whether a user may make one more name.  Makes room by removing the oldest of his that nobody uses."""
-        names = [name for name, maker in self._made_by.items() if maker == user]
-        if len(names) < most:
-            return True
-        given = {identity for session in self._sessions.values() for identity in session.arenas}
-        for name in names:
-            arena = self._by_name[name]
-            if (
-                arena.identity not in given
-                and not self.watch.uses(arena)
-                and not arena.words.load(arena.layout.block(0) + at.BLOCK_WORD)
-            ):
-                self._close(arena)
-                return True
-        return False
+    def _deny(self, session: Session, name: str, decision: Decision) -> dict[str, Any]:
+        self.emit("denied", pid=session.pid, lock=name, reason=decision.reason, rule=decision.decider)
+        return {"ok": False, "reason": decision.reason, "rule": decision.rule}
 
     def _given(self, user: int) -> int:
         """How many arenas the connections of a user have been given, or have shown."""
         return sum(len(session.arenas) for session in self._sessions.values() if session.user == user)
 
-    def _know(self, arena: Arena) -> None:
-        self._arenas[arena.identity] = arena
-        if arena.only_name is not None:
-            self._by_name[arena.only_name] = arena
-
-    def _recognise(self, fd: int, identity: int) -> Arena:
-        """The arena behind a descriptor that a client presents again: one that a supervisor of this domain gave out."""
-        try:
-            name, _ = _machine.name_of_segment(fd, self.domain)
-            arena = self._by_name.get(name)
-            if arena is None:
-                arena = _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
-                self._know(arena)
-                self._adopt(arena)
-        except (OSError, ValueError, SegmentError) as error:
-            raise _Refused(f"this is no arena: {error}") from None
-        if not arena.identity == identity == os.fstat(fd).st_ino:
-            raise _Refused("this is another arena than it is said to be")
-        return arena
-
     def _is_used(self, arena: Arena) -> bool:
         return self.watch.uses(arena) or any(arena.identity in session.arenas for session in self._sessions.values())
 
     def _release(self, arenas: Iterable[Arena]) -> None:
-        """Let go of the arenas that nobody uses any more: without a name, or of the machine and not of our making."""
+        """Let go of the arenas that nobody uses any more: all but the segments of the domain's own chain."""
+        if self.is_of_machine:
+            self.names.release(arenas)
+            return
         for arena in list(arenas):
-            name = arena.only_name
-            if name is not None and (name in self._made_by or arena.words.load(arena.layout.block(0) + at.BLOCK_WORD)):
-                continue
-            if (
-                (arena.domain is None or name is not None)
-                and self._arenas.get(arena.identity) is arena
-                and not self._is_used(arena)
-            ):
-                self._close(arena)
-
-    def _close(self, arena: Arena) -> None:
-        del self._arenas[arena.identity]
-        if arena.only_name is not None:
-            del self._by_name[arena.only_name]
-            self._made_by.pop(arena.only_name, None)
-        arena.segment.close()
+            is_of_chain = arena.domain is not None and arena.only_name is None
+            if not is_of_chain and self._arenas.get(arena.identity) is arena and not self._is_used(arena):
+                del self._arenas[arena.identity]
+                arena.segment.close()
 
     # -- for the program around it --------------------------------------------------------------------------------------
 
@@ -748,7 +720,8 @@ class Server:
         now = SYSTEM.monotonic_ns()
         found = []
         for contract in self.watch.all():
-            inside = contract.owns() and contract.deadline > _ledger.LEFT
+            holds = [hold for hold in contract.holds() if hold.deadline > _ledger.LEFT]
+            first = min(holds, key=lambda hold: hold.deadline, default=None)
             terms = contract.watched.terms
             lift = self.inheritance.lift_of(contract) if contract.inherits and contract.owns() else None
             found.append(
@@ -762,10 +735,11 @@ class Server:
                     "rank": contract.rank,
                     "precedence": CLASSES[contract.precedence >> 32],
                     "rule": contract.rule,
-                    "holds": inside,
-                    "token": contract.token if inside else None,
-                    "remaining": (contract.deadline - now) / 1e9 if inside else None,
-                    "site": contract.client.ledger.site(contract.slot) if inside else None,
+                    "holds": first is not None,
+                    "token": None if first is None else first.token,
+                    "remaining": None if first is None else (first.deadline - now) / 1e9,
+                    "site": None if first is None else first.client.ledger.site(first.slot),
+                    "readers": len([hold for hold in holds if hold is not contract]),
                     "inherits": contract.inherits,
                     "lifted": None if lift is None else f"from {lift.own} to {lift.scheduled_as}",
                 }
@@ -773,47 +747,32 @@ class Server:
         return found
 
     def end_hold(self, name: str, *, at_once: bool) -> list[int]:
-        """End the present hold of a lock: its holder is asked to leave and has its grace, or dies at once.  Who that is."""
-        holders = []
-        for contract in self.watch.all():
-            if contract.name != name or not contract.owns() or contract.deadline <= _ledger.LEFT:
+        """End the present hold of a lock: its holder is asked to leave and has its grace, or dies at once.  Who that is.
+
+        Of an RWLock that is read, the hold of everybody who reads.
+        """
+        holders: dict[int, None] = {}
+        for hold in [hold for contract in self.watch.all() if contract.name == name for hold in contract.holds()]:
+            if hold.deadline <= _ledger.LEFT or hold.is_at_the_door():
                 continue
             if at_once:
-                if self.watch.kill(contract, at.KILLED):
-                    holders.append(contract.client.pid)
+                if hold.client.pid not in holders and self.watch.kill(hold, at.KILLED):
+                    holders[hold.client.pid] = None
             else:
                 self.watch.look()  # so that the hold has been seen
-                contract.watched.end(SYSTEM.monotonic_ns(), at.LEASE_REVOKED)
+                hold.watched.end(SYSTEM.monotonic_ns(), at.LEASE_REVOKED)
                 self.watch.due = 0
-                holders.append(contract.client.pid)
-        return holders
+                holders[hold.client.pid] = None
+        return list(holders)
 
     # -- adoption -----------------------------------------------------------------------------------------------------
 
     def _adopt_domain(self) -> None:
         """Take over what stands in the segments of the domain."""
-        for arena in self._arenas_of_machine() if self.is_of_machine else _named_arenas(self.domain):
-            self._know(arena)
+        for arena in self.names.find() if self.is_of_machine else _named_arenas(self.domain):
+            if not self.is_of_machine:
+                self._arenas[arena.identity] = arena
             self._adopt(arena)
-
-    def _arenas_of_machine(self) -> Iterator[Arena]:
-        """What earlier supervisors of the domain have given out and somebody still has."""
-        newest: dict[str, tuple[int, int]] = {}  # by name: serial number and descriptor
-        for fd in _machine.segments_of(self.domain):
-            name, serial = _machine.name_of_segment(fd, self.domain)
-            if name in newest and newest[name][0] > serial:
-                SYSTEM.close(fd)  # left by who kept it although nobody else used it any more
-                continue
-            if name in newest:
-                SYSTEM.close(newest[name][1])
-            newest[name] = serial, fd
-        for name, (_, fd) in newest.items():
-            try:
-                yield _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain, name)
-            except (OSError, ValueError, SegmentError) as error:
-                log.warning("a segment of domain %r cannot be adopted: %s", self.domain, error)
-            finally:
-                SYSTEM.close(fd)
 
     def _adopted_terms(
         self, user: int, group: int, arena: Arena, block: int, terms: Terms, rank: int
@@ -846,8 +805,13 @@ class Server:
                 self.emit("adopted", pid=client.pid, reason=f"{len(client.contracts)} contracts in its ledger")
                 self.inheritance.adopt(client)
             for contract in client.contracts.values():
-                if contract.owns() and contract.view[contract.place] & at.TAKEN:
-                    self.watch.settle(contract)
+                self._settle(contract)
+
+    def _settle(self, contract: Supervised) -> None:
+        """T2, T3 for what an earlier supervisor had marked."""
+        for hold in contract.holds():
+            if hold.view[hold.place] & at.TAKEN:
+                self.watch.settle(hold)
 
 
 def _named_arenas(domain: str) -> Iterator[Arena]:
@@ -869,13 +833,18 @@ def _named_arenas(domain: str) -> Iterator[Arena]:
 
 
 def _leased_owners(arena: Arena) -> set[int]:
-    """The owner words of the leased locks of an arena."""
+    """The owner words of the leased locks of an arena, and of the records of those that are read."""
     layout, load = arena.layout, arena.words.load
-    return {
-        owner
-        for start in (layout.block(index) for index in range(layout.blocks))
-        if load(start + at.BLOCK_KIND) & at.LEASED and (owner := at.process_in(load(start + at.BLOCK_WORD)))
-    }
+    owners = set()
+    for index in range(layout.blocks):
+        start = layout.block(index)
+        kind_word = load(start + at.BLOCK_KIND)
+        if kind_word & at.LEASED:
+            owners.add(at.process_in(load(start + at.BLOCK_WORD)))
+            if kind_word & at.KIND == at.RWLOCK:
+                with contextlib.suppress(SegmentError):
+                    owners |= {load(place) & at.OWNER for place in arena.cells_of(index)}
+    return owners - {0}
 
 
 def _fitting(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -894,6 +863,7 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
+_SIZES: Final = (("size", _machine.MOST_BYTES), ("copies", at.MOST_COPIES))
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
 
 

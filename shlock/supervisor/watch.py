@@ -9,17 +9,21 @@
     #     T3 still not inside: CAS(w -> DIED of w, or 0 after LEFT), wake one.  inside: CAS(w -> w without TAKEN), K applies
     # D   P's pidfd is readable.  W names P: note who died, CAS(w -> DIED); reap its spots; wake one
     #
+    # The same for a record C of a reader (``_leased_readers``), which in line keeps nobody out, and of which nobody is told:
+    # K without a sentence; T3 and D: CAS(c -> 0), and wake the writer that waits for readers, or who waits for a record
+    #
     # S1  never two inside: W leaves P by P's own exchange, by T3, whose TAKEN P's E3 sees, or after P's pidfd read dead
     # S2  nobody is killed whose hold ended in time: K2's membarrier brings out every X1 that was made before
     # S9  P is killed through the pidfd that was opened when it got its contract, only if its own ledger says it is inside
     # S10 a waiter that polls may be faster in D: both make an exchange from the dead owner's word, and one wins
     # S11 in a domain of the machine: a word that names nobody with a contract is forged, and is taken back at the next look
+    # S12 a reader dies for its own process's deadline: of its threads that read, each has a slot and a record
     #
     # killed after   what stands there            repaired by
     # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
     # S-K4           P dies                       the waiters' poll, or the next supervisor's D
     # S-T1           P|TAKEN                      P's own E3 or X2, or the next supervisor: T2, T3 at once
-    # S-D            DIED, nobody woken           a waiter's poll
+    # S-D            DIED, or C 0; nobody woken   a waiter's poll
 
 E0 to X3 are the holder's steps (``contract.py``).  Words in segments are claims: what is read here is bounded, and decides
 about a lock, never alone about a process.
@@ -28,6 +32,7 @@ about a lock, never alone about a process.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -40,9 +45,10 @@ from .._deadlock import Graph, Place, all_alive, cycles_among, has_edge, same_wa
 from .._handover import pass_on, settle
 from .._names import name_at
 from .._parking import parking_of
+from .._readers import keys_of, runs
 from .._sys import SYSTEM, crash_points
 from ..contract import EXPIRY_SIGNAL
-from ..errors import describe_deadlock
+from ..errors import SegmentError, describe_deadlock
 from .leases import NEVER, Terms, Verdict, Watched
 
 __all__ = ["Client", "Supervised", "Watch"]
@@ -92,6 +98,7 @@ class Supervised:
     __slots__ = (
         "arena",
         "block",
+        "cells",
         "client",
         "granted_at",
         "inherits",
@@ -101,6 +108,7 @@ class Supervised:
         "precedence",
         "raises",
         "rank",
+        "readers",
         "rule",
         "slot",
         "start",
@@ -128,6 +136,28 @@ class Supervised:
         self.view = arena.words.view
         self.watched = Watched(terms, adopted_at)
         self.granted_at = SYSTEM.time_ns()
+        self.cells: list[int] = []  # of an RWLock: where its records are
+        if self.view[self.start + at.BLOCK_KIND] & at.KIND == at.RWLOCK:
+            with contextlib.suppress(SegmentError):
+                self.cells = arena.cells_of(block)
+        self.readers: dict[int, Reader] = {}  # of the records in which the process was seen
+
+    def reader(self, place: int) -> Reader:
+        """What was seen of one record."""
+        found = self.readers.get(place)
+        if found is None:
+            found = self.readers[place] = Reader(self, place)
+        return found
+
+    def holds(self) -> list[Supervised]:
+        """Whatever keeps others out now: this contract, if its process has W, and the records in which it reads."""
+        word = self.client.word
+        reading = [self.reader(place) for place in self.cells if self.view[place] & at.OWNER == word]
+        return [hold for hold in (self, *reading) if hold.owns()]
+
+    def is_at_the_door(self) -> bool:
+        """Of a writer: it waits for the readers."""
+        return bool(self.cells and self.view[self.start + at.BLOCK_GATE] & at.DRAINING)
 
     @property
     def text(self) -> str:
@@ -149,11 +179,80 @@ class Supervised:
     def token(self) -> int:
         return self.view[self.start + at.BLOCK_TOKEN]
 
+    @property
+    def count(self) -> int:
+        """Another number at each hold."""
+        return self.token
+
+    is_told = True  # its death inside is told to the next one
+
+    def release(self, w: int, keep: int) -> bool:
+        """Pass on what it has, from the word ``w``; whether that was still so."""
+        return pass_on(parking_of(self.arena), self.block, w, keep=keep, alive=True)
+
+    def wake(self) -> None:
+        """After that."""
+        parking = parking_of(self.arena)
+        if self.cells:
+            parking.unpark_many(keys_of(self.arena, self.block)[0])
+        settle(parking, self.block)
+
+
+class Reader(Supervised):
+    """One record of an RWLock, in which a process reads under its contract."""
+
+    __slots__ = ()
+    is_told = False
+
+    def __init__(self, contract: Supervised, place: int) -> None:
+        super().__init__(
+            contract.client, -1, contract.arena, contract.block, contract.watched.terms, name=contract.name, rank=contract.rank,
+            raises=contract.raises, rule=contract.rule, precedence=contract.precedence, adopted_at=contract.watched.adopted_at,
+        )  # fmt: skip
+        self.place = place
+
+    def is_at_the_door(self) -> bool:
+        return False
+
+    def owns(self) -> bool:
+        c = self.view[self.place]
+        return c & at.OWNER == self.client.word and not c & at.IN_LINE
+
+    @property
+    def deadline(self) -> int:
+        """0 also if its process has no slot for this record, which would be its own fault."""
+        ledger, arena = self.client.ledger, self.arena.identity
+        slot = self.slot
+        if slot < 0 or (ledger.view[_ledger.RECORD + slot], ledger.view[_ledger.ARENA + slot]) != (self.place, arena):
+            slot = self.slot = _ledger.reader_slots_of(ledger, arena).get(self.place, -1)
+        return ledger.view[_ledger.DEADLINE + slot] if slot >= 0 else 0
+
+    @property
+    def count(self) -> int:
+        return self.client.ledger.view[_ledger.HOLDS + self.slot] if self.slot >= 0 else 0
+
+    def release(self, w: int, keep: int) -> bool:
+        return self.arena.words.compare_exchange(self.place, w, 0)
+
+    def wake(self) -> None:
+        """As a reader that leaves: L2."""
+        parking, gate = parking_of(self.arena), self.start + at.BLOCK_GATE
+        line, draining = keys_of(self.arena, self.block)
+        if self.view[gate] & at.DRAINING:
+            parking.unpark_one(draining)
+        for _ in range(MOST_TRIES):
+            g = self.view[gate]
+            if not g & at.CROWDED:
+                break
+            if self.arena.words.compare_exchange(gate, g, g & ~at.CROWDED):
+                parking.unpark_many(line)
+                break
+
 
 class Places:
     """The contracts for the locks of one arena, found by the words of the locks: only what is held costs time."""
 
-    __slots__ = ("arena", "holders", "last", "step", "strangers", "view", "words")
+    __slots__ = ("arena", "holders", "last", "records", "step", "strangers", "view", "words")
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
@@ -163,10 +262,13 @@ class Places:
         self.step = arena.layout.block(1) - arena.layout.block(0)
         self.last = 0  # index of the last control block under contract
         self.holders: dict[int, dict[int, Supervised]] = {}  # by index of the control block, and by identity word
+        self.records: dict[int, list[tuple[int, int]]] = {}  # of RWLocks: runs of places, by index of the control block
 
     def add(self, contract: Supervised) -> None:
         self.holders.setdefault(contract.block, {})[contract.client.word] = contract
         self.last = max(self.last, contract.block)
+        if contract.cells:
+            self.records[contract.block] = list(runs(contract.cells))
 
     def remove(self, contract: Supervised) -> None:
         holders = self.holders.get(contract.block, {})
@@ -174,6 +276,7 @@ class Places:
             del holders[contract.client.word]
             if not holders:
                 del self.holders[contract.block]
+                self.records.pop(contract.block, None)
 
     def held(self) -> Iterator[Supervised]:
         """The contracts whose locks name their owners now."""
@@ -188,6 +291,15 @@ class Places:
                     yield contract
                 elif owner:
                     self.strangers.append(index)
+
+    def reading(self) -> Iterator[Reader]:
+        """The records that name somebody with a contract who reads now."""
+        for block, parts in self.records.items():
+            holders = self.holders[block]
+            for first, last in parts:
+                for place, c in enumerate(self.view[first:last].tolist(), first):
+                    if c and not c & at.IN_LINE and (contract := holders.get(c & at.OWNER)) is not None:
+                        yield contract.reader(place)
 
 
 class Watch:
@@ -227,7 +339,7 @@ class Watch:
         contract = client.contracts.pop(slot, None)
         if contract is None:
             return
-        self._seen.discard(contract)
+        self._seen.difference_update((contract, *contract.readers.values()))
         places = self._places[contract.arena.identity]
         places.remove(contract)
         if not places.holders:
@@ -261,21 +373,22 @@ class Watch:
         """Do what is due, and note when to look again."""
         due = SYSTEM.monotonic_ns() + min(self._leases) if self._leases else NEVER
         held = [contract for places in self._places.values() for contract in places.held()]
+        holds = [*held, *(reader for places in self._places.values() for reader in places.reading())]
         for places in [places for places in self._places.values() if places.strangers and places.arena.only_name is not None]:
             try:
                 self._expel(places)
             except Exception:
                 log.exception("looking at %r", places.arena.only_name)
-        for contract in self._seen.difference(held):
+        for contract in self._seen.difference(holds):
             contract.watched.look(0, owns=False, deadline=0, token=0)
-        for contract in held:
+        for contract in holds:
             if contract.client.sentenced:
                 continue
             try:
                 due = min(due, self._look_at(contract))
             except Exception:  # one damaged segment, or no descriptor left, must not keep the others' locks
                 log.exception("looking at %s", contract.text)
-        self._seen = {contract for contract in held if contract.watched.is_seen}
+        self._seen = {contract for contract in holds if contract.watched.is_seen}
         try:
             if self._leases:
                 due = min(due, self._look_for_deadlocks(held))
@@ -285,7 +398,7 @@ class Watch:
 
     def _look_at(self, contract: Supervised) -> int:
         """Do what is due with one hold; when to look again."""
-        deadline, token = contract.deadline, contract.token
+        deadline, token = contract.deadline, contract.count
         # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
         verdict, again = contract.watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
         if verdict is not Verdict.NOTHING:
@@ -388,7 +501,8 @@ class Watch:
             return False
         if crash_points:
             crash_points[0]("S-K3 before the sentence")
-        contract.view[contract.start + at.BLOCK_SENTENCE] = client.word | reason
+        if contract.is_told:
+            contract.view[contract.start + at.BLOCK_SENTENCE] = client.word | reason
         if crash_points:
             crash_points[0]("S-K3 sentence written")
         client.sentenced = True
@@ -438,7 +552,7 @@ class Watch:
                 after = w & ~at.TAKEN
             else:
                 after = w & at.DIED if deadline != _ledger.LEFT or self._is_poison(contract) else 0
-                if pass_on(parking_of(contract.arena), contract.block, w, keep=after, alive=True):
+                if contract.release(w, after):
                     break
                 continue
             if words.compare_exchange(place, w, after):
@@ -448,7 +562,7 @@ class Watch:
         if crash_points:
             crash_points[0]("S-T3 settled, nobody woken")
         if not after & at.OWNER:
-            settle(parking_of(contract.arena), contract.block)
+            contract.wake()
             self._emit("taken away", contract=contract, token=contract.token, reason="stalled at the door")
 
     @staticmethod
@@ -464,6 +578,9 @@ class Watch:
             try:
                 if contract.owns():
                     self._pass_on(contract)
+                for place in contract.cells:
+                    if contract.view[place] & at.OWNER == client.word:
+                        self._pass_on(contract.reader(place))
             except Exception:  # one damaged segment must not keep the others' locks
                 log.exception("passing on %s", contract.text)
         for arena in {id(contract.arena): contract.arena for contract in client.contracts.values()}.values():
@@ -487,14 +604,15 @@ class Watch:
             w = view[place]
             if w & at.OWNER != word:
                 break
-            view[start + at.BLOCK_DEAD] = word
-            view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
-            if pass_on(parking_of(contract.arena), contract.block, w, keep=at.DIED, alive=True):
-                held = True
+            if contract.is_told:
+                view[start + at.BLOCK_DEAD] = word
+                view[start + at.BLOCK_FOUND] = SYSTEM.time_ns()
+            if contract.release(w, at.DIED):
+                held = contract.is_told
                 break
         if crash_points:
             crash_points[0]("S-D passed on, nobody woken")
-        settle(parking_of(contract.arena), contract.block)
+        contract.wake()
         if held:
             self._emit("abandoned", contract=contract, token=contract.token, reason=contract.arena.reason(start, word))
 
@@ -527,6 +645,7 @@ class Watch:
             block = view[_ledger.BLOCK + slot]
             if (
                 identity == arena.identity
+                and not view[_ledger.RECORD + slot]
                 and slot not in client.contracts
                 and block not in known
                 and (block not in slots or view[_ledger.DEADLINE + slot] > _ledger.LEFT)

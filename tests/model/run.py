@@ -479,6 +479,38 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     holds("rwlock-two-writers-crash-two-rounds", "rwlock", READERS=1, CRASHES=1, ROUNDS=2, size="deep"),
     holds("rwlock-two-writers-two-crashes", "rwlock", READERS=1, CRASHES=2, ROUNDS=2, size="deep"),
     holds("rwlock-two-of-each-crash", "rwlock", CRASHES=1, ROUNDS=1, size="deep"),
+    holds("rwlock-leases", "rwlock", WRITERS=1, READERS=1, LEASES=1, size="quick"),
+    holds("rwlock-leases-leave", "rwlock", WRITERS=1, READERS=1, LEASES=1, WITHDRAW=3, size="quick"),
+    holds("rwlock-leases-two-readers", "rwlock", WRITERS=1, LEASES=1, ROUNDS=1),
+    holds("rwlock-leases-two-writers", "rwlock", READERS=1, LEASES=1, ROUNDS=1),
+    holds("rwlock-leases-two-readers-two-rounds", "rwlock", WRITERS=1, LEASES=1, ROUNDS=2, size="deep"),
+    refuted(
+        "rwlock-leases-no-Q2-believes",
+        "writing",
+        "rwlock",
+        WRITERS=1,
+        READERS=1,
+        LEASES=1,
+        MUTATION="Q2_BELIEVES",
+        size="quick",
+    ),
+    refuted("rwlock-leases-no-E3", "reading", "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="E3_SKIPPED", size="quick"),
+    refuted(
+        "rwlock-leases-no-T1-frees", "reading", "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="T1_FREES", size="quick"
+    ),
+    refuted(
+        "rwlock-leases-no-T3-look", "reading", "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="T3_NO_LOOK", size="quick"
+    ),
+    refuted(
+        "rwlock-leases-no-T3-wake", DEADLOCK, "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="T3_WAKES_NOBODY", size="quick"
+    ),
+    refuted(
+        "rwlock-leases-no-K-early", "reading", "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="K_CLEARS_EARLY", size="quick"
+    ),
+    refuted(
+        "rwlock-leases-no-D-wake", DEADLOCK, "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="D_WAKES_NOBODY", size="quick"
+    ),
+    refuted("rwlock-leases-no-T", DEADLOCK, "rwlock", WRITERS=1, READERS=1, LEASES=1, MUTATION="T_NEVER", size="quick"),
     refuted("rwlock-no-Q2", "writing", "rwlock", WRITERS=1, READERS=1, MUTATION="Q2_NO_LOOK", size="quick"),
     refuted("rwlock-no-Q2-wake", DEADLOCK, "rwlock", WRITERS=1, READERS=1, MUTATION="Q2_WAKES_NOBODY", size="quick"),
     refuted("rwlock-no-Q5-looks-again", "passed", "rwlock", READERS=1, MUTATION="Q5_LOOKS_AGAIN", size="quick"),

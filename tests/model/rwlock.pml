@@ -27,6 +27,17 @@
  * X2  While a reader is IN_LINE, at most one writer gets in.
  * X3  A death inside is told to each reader and to each writer that comes, until a writer has left; a death outside to nobody.
  *     In between (W taken, no reader found) it may be told.
+ *
+ * With LEASES readers have deadlines, as in shlock/_leased_readers.py, and there is a supervisor:
+ * D, one a reader: its ledger says that it is inside.  TAKEN, one a reader: with C READING only
+ *
+ *         E2  D := 1.   E3  C READING: inside; with TAKEN: CAS(C -> READING).  C 0: D := 0, again from Q1
+ *         X1  D := 0.   Then L1, L2.   Q2 is an exchange that may fail: C is looked at again
+ * T       C READING, D 0, for as long as it likes: T1  TAKEN.   T3  D 1: CAS(C -> READING).  D 0: CAS(C -> 0), then as L2
+ * K       C READING, D 1: kills.  It is dead a while later; then, and not before: C := 0, as L2
+ *
+ * Y1  X1 as ever; and a writer gets in although a reader stops for ever at any step at which it has a record.
+ * That stores and the supervisor's look at D are ordered is for enforcement.pml, and so are the supervisor's own deaths.
  */
 
 #ifndef WRITERS
@@ -43,6 +54,16 @@
 #endif
 #ifndef WITHDRAW
 #define WITHDRAW 0          /* 1: who waits may give up before any step, readers; 2: writers; 3: both */
+#endif
+
+#ifndef LEASES
+#define LEASES 0
+#endif
+#ifndef STALLS
+#define STALLS LEASES       /* so many readers may be stopped for ever, where they have a record */
+#endif
+#ifndef TAKES
+#define TAKES LEASES        /* so many times T thinks that of one that is only slow, or K that it overran */
 #endif
 
 #define NONE               0
@@ -64,6 +85,14 @@
 #define A8_ONLY_WRITER    16    /* a writer that took W and gives up wakes no readers */
 #define NO_REAP           17
 #define NO_QD             18    /* readers do not look for a dead writer */
+#define Q2_BELIEVES       19    /* a reader whose step back fails takes it that it was let in */
+#define E3_SKIPPED        20
+#define T1_FREES          21    /* no TAKEN: C := 0 after the look at D */
+#define T3_NO_LOOK        22    /* T3 does not look at D once more */
+#define T3_WAKES_NOBODY   23
+#define K_CLEARS_EARLY    24    /* C := 0 before it is dead */
+#define D_WAKES_NOBODY    25
+#define T_NEVER           26
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -86,6 +115,19 @@ byte S[THREADS];
 byte key[THREADS];
 bit tokens[THREADS];
 bit dead[THREADS];
+#if LEASES
+bit D[READERS], TAKEN[READERS], stopped[READERS], killed[READERS];
+byte stalls, takes;
+#define UNMARK TAKEN[r] = 0
+#define MAY_STOP :: atomic { stalls < STALLS && !killed[r] -> stalls++; stopped[r] = 1; goto end_stopped }
+#define MAY_BE_KILLED :: atomic { killed[r] -> die(); goto end_of_thread }
+#define LOST :: atomic { C[r] == 0 -> S[me] = IDLE; D[r] = 0; w = 0; goto Q1 }
+#else
+#define UNMARK skip
+#define MAY_STOP
+#define MAY_BE_KILLED
+#define LOST
+#endif
 
 /* Ghosts. */
 byte reading, writing, crashes;
@@ -202,12 +244,20 @@ Q1: if
     fi;
 Q2: if
     MAY_DIE
+    MAY_STOP
     :: atomic { !owner || IS(Q2_NO_LOOK) -> goto in }
     :: atomic { owner && !IS(Q2_NO_LOOK) }
     fi;
     if
     MAY_DIE
+    MAY_STOP
+    LOST
+#if LEASES
+    :: atomic { IS(Q2_BELIEVES) && C[r] == READING && TAKEN[r] -> goto in }
+    :: atomic { C[r] == READING && !(IS(Q2_BELIEVES) && TAKEN[r]) -> C[r] = IN_LINE; UNMARK; passed[r] = 0 }
+#else
     :: atomic { true -> C[r] = IN_LINE; passed[r] = 0 }
+#endif
     fi;
     if
     MAY_DIE
@@ -230,11 +280,14 @@ Q4: if
     fi;
     if
     MAY_DIE
+    MAY_STOP
     READER_LEAVES
     :: atomic { true -> S[me] = WAITING; key[me] = KEY_R }
     fi;
 Q5: if
     MAY_DIE
+    MAY_STOP
+    LOST
     READER_LEAVES
     :: atomic { C[r] == READING -> goto Q7 }
     :: atomic { C[r] == IN_LINE && (IS(Q5_LOOKS_FIRST) -> w : owner) -> w = 0; if :: !IS(Q5_NO_PARKED) -> PARKED = 1 :: else fi; goto Q6 }
@@ -243,8 +296,9 @@ Q5: if
     if
     MAY_DIE
     READER_LEAVES
+    LOST
     :: atomic { C[r] == IN_LINE -> C[r] = READING }
-    :: atomic { C[r] != IN_LINE -> goto Q7 }
+    :: atomic { C[r] == READING -> goto Q7 }
     fi;
     if
     MAY_DIE
@@ -265,6 +319,7 @@ Q5: if
     fi;
 Q6: if
     MAY_DIE
+    MAY_STOP
     READER_LEAVES
     :: atomic { tokens[me] -> tokens[me] = 0 }
     :: atomic { CAN_POLL && (C[r] == READING || !owner) }
@@ -307,21 +362,52 @@ QD_writer:
 
 Q7: if
     MAY_DIE
+    MAY_STOP
     :: atomic { true -> S[me] = IDLE }
     fi;
 in:
+#if LEASES
+E2: if
+    MAY_STOP
+    :: atomic { true -> D[r] = 1 }
+    fi;
+E3: if
+    MAY_STOP
+    MAY_BE_KILLED
+    :: atomic { C[r] == 0 && !IS(E3_SKIPPED) -> D[r] = 0; w = 0; goto Q1 }
+    :: atomic { C[r] == READING || IS(E3_SKIPPED) -> if :: IS(E3_SKIPPED) :: else -> UNMARK fi }
+    fi;
+#endif
     if
     MAY_DIE
+    MAY_BE_KILLED
+    MAY_STOP
     :: atomic { true -> inside = 1; reading++; assert(!writing || dead[me]); passed[r] = 0; told = DIED }
     fi;
     if      /* `told`: W, then G */
     MAY_DIE
+    MAY_BE_KILLED
+    MAY_STOP
     :: atomic { true -> told = told && !NOT_INSIDE; assert(dirty == 2 || told == dirty); told = 0 }
     fi;
+#if LEASES
+X1: if
+    MAY_BE_KILLED
+    MAY_STOP
+    :: atomic { true -> inside = 0; reading--; D[r] = 0 }
+    fi;
+L1: if
+    MAY_BE_KILLED
+    MAY_STOP
+    :: atomic { C[r] == READING -> C[r] = 0; UNMARK }
+    :: atomic { C[r] == 0 }
+    fi;
+#else
 L1: if
     MAY_DIE
     :: atomic { true -> inside = 0; reading--; C[r] = 0 }
     fi;
+#endif
 L2: if
     MAY_DIE
     :: atomic { DRAINING && !IS(L2_WAKES_NOBODY) -> choose(KEY_D) }
@@ -337,11 +423,70 @@ Q8: if
     fi;
     if
     MAY_DIE
-    :: atomic { true -> C[r] = 0; passed[r] = 0; if :: IS(Q8_WAKES_NOBODY) -> goto next_round :: else -> goto L2 fi }
+    :: atomic { true -> C[r] = 0; UNMARK; passed[r] = 0; if :: IS(Q8_WAKES_NOBODY) -> goto next_round :: else -> goto L2 fi }
     fi;
+#if LEASES
+end_stopped:
+    if
+    MAY_BE_KILLED
+    fi;
+#endif
 end_of_thread:
     skip
 }
+
+#if LEASES
+#define SLOW(i) (stopped[i] || takes < TAKES)
+#define AT_THE_DOOR(i) (C[i] == READING && !TAKEN[i] && !D[i] && !dead[WRITERS + i] && SLOW(i) && !IS(T_NEVER))
+#define OVERRUNS(i) (C[i] == READING && D[i] && !killed[i] && !dead[WRITERS + i] && SLOW(i))
+#define IS_DEAD(i) (C[i] != 0 && dead[WRITERS + i])
+#define DECIDE(i) \
+    :: atomic { (i) < READERS && AT_THE_DOOR((i) % READERS) -> r = (i) % READERS; if :: !stopped[r] -> takes++ :: else fi; goto T1 } \
+    :: atomic { \
+        (i) < READERS && OVERRUNS((i) % READERS) -> \
+        r = (i) % READERS; \
+        if :: !stopped[r] -> takes++ :: else fi; \
+        killed[r] = 1; \
+        if :: IS(K_CLEARS_EARLY) -> goto clear :: else -> goto end_watch fi \
+    } \
+    :: atomic { (i) < READERS && IS_DEAD((i) % READERS) -> r = (i) % READERS; goto clear }
+
+proctype Supervisor() {
+    byte r, chosen;
+    bit d;
+
+end_watch:
+    if
+    DECIDE(0)
+    DECIDE(1)
+    fi;
+T1: atomic { true -> if :: C[r] == READING && !IS(T1_FREES) -> TAKEN[r] = 1 :: else fi; d = 0 };
+    /* By now it may be inside. */
+T3: atomic { true -> d = D[r] && !IS(T3_NO_LOOK) };
+    atomic {
+        if
+        :: C[r] == READING && (TAKEN[r] || IS(T1_FREES)) && !d -> C[r] = 0; TAKEN[r] = 0; d = 0
+        :: C[r] == READING && TAKEN[r] && d -> TAKEN[r] = 0; d = 0; r = 0; goto end_watch
+        :: else -> d = 0; r = 0; goto end_watch
+        fi;
+        if
+        :: DRAINING && !IS(T3_WAKES_NOBODY) -> choose(KEY_D)
+        :: else -> r = 0; goto end_watch
+        fi
+    };
+    goto post;
+clear:
+    atomic { true -> C[r] = 0; TAKEN[r] = 0 };
+    atomic {
+        if
+        :: DRAINING && !IS(D_WAKES_NOBODY) -> choose(KEY_D)
+        :: else -> r = 0; goto end_watch
+        fi
+    };
+post:
+    atomic { true -> if :: chosen -> tokens[chosen - 1] = 1 :: else fi; chosen = 0; r = 0; goto end_watch }
+}
+#endif
 
 proctype Writer(byte me) {
     byte chosen, many, w, i, round;
@@ -542,6 +687,9 @@ init {
 #endif
 #if READERS > 2
         ; run Reader(WRITERS + 2)
+#endif
+#if LEASES
+        ; run Supervisor()
 #endif
     }
 }
