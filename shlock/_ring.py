@@ -44,12 +44,13 @@ message without a death; a wake-up that dies with the process which owed it is m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import struct
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -83,6 +84,8 @@ TO_BE_WRITTEN: Final = 3
 MOST_JOINED: Final = 4096
 #: Messages that are looked at together to see whether they are equally long.
 MOST_EQUALS: Final = 64
+#: Bytes of messages, taken together, up to which the memory of a batch is kept for the next one: see ``_keep_memory_for``.
+LARGEST_KEPT_BATCH: Final = 16 << 20
 #: In READABLE: nobody will take messages any more; in WRITABLE: nobody will put any.
 SHUT: Final = 1 << 1
 ATTENTION: Final = at.PARKED | SHUT
@@ -103,11 +106,16 @@ MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 #: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
 KEPT_CHUNKS: Final = 8
+#: As many as that at most after a message that filled half of them.
+MOST_KEPT: Final = 128
 
 #: Of the machine: the other end may have been pinned to another one than this.
 CORES: Final = os.cpu_count() or 1
 MOST_LOOKS: Final = 300  # at a ring that is empty or full, before a thread parks; each takes some 0.1 us
 FEWEST_LOOKS: Final = 10
+#: Nanoseconds for which a thread goes on looking, if somebody is inside at the other end: a long message is being copied there,
+#: and to sleep and be woken takes longer than most copies do.
+LONGEST_COPY: Final = 300_000
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,8 @@ class _End:
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
         self.intent = 0  # that of this end
+        #: By the word at which a thread waits: the lock of those for whom it waits.
+        self._busy = {self.readable_block.index: producers.word, self.writable_block.index: consumers.word}
         self.lent: memoryview | None = None
         self._their_intent = consumers.start + at.BLOCK_INTENT
         self._writable_data = writable
@@ -312,10 +322,13 @@ class _End:
             return (chunks,)
         return [range(index, index + 1) for index, state in zip(chunks, states, strict=False) if state == USED]
 
-    def _free(self, mine: Iterable[range], states: bytes) -> None:
+    def _free(self, mine: Sequence[range], states: bytes) -> None:
         """Chunks that are the caller's are not in use any more."""
         geometry = self.geometry
-        may_keep = geometry.kept - states.count(_FREE_BYTE) if geometry.is_lazy else geometry.chunks
+        may_keep = geometry.chunks
+        if geometry.is_lazy:
+            longest = max(map(len, mine), default=0)  # the next message may be as long as this one was
+            may_keep = max(geometry.kept, min(2 * longest, MOST_KEPT)) - states.count(_FREE_BYTE)
         for chunks in mine:
             kept = chunks[: max(0, may_keep)]
             self.table[kept.start : kept.stop] = _FREE_BYTE * len(kept)
@@ -394,12 +407,25 @@ class _End:
         self.looks = max(FEWEST_LOOKS, self.looks - 5)
         if deadline is not None and SYSTEM.monotonic() >= deadline:
             return False
+        if self._comes_while_they_copy(block, condition):
+            return True
         while True:
             waiter = _Waiter(self, block, condition, is_over, for_others or condition, is_stuck)
             try:
                 return self.parking.park(waiter, deadline) and not waiter.over
             except _process.Forked:
                 continue  # we are a child that was forked meanwhile: it waits as itself
+
+    def _comes_while_they_copy(self, block: Block, condition: Callable[[], bool]) -> bool:
+        """Look a while longer, if another process is inside at the other end; False at once if none is."""
+        lock = self._busy.get(block.index)
+        if CORES < 2 or lock is None or at.process_in(self.view[lock]) in (0, _process.current.word):
+            return False
+        end = SYSTEM.monotonic_ns() + LONGEST_COPY
+        while SYSTEM.monotonic_ns() < end:
+            if condition():
+                return True
+        return False
 
     def wake(self, block: Block, most: int = 1) -> None:
         """Have one that waits at this word look again, or several."""
@@ -753,6 +779,11 @@ class Producer(_End):
         if self._are_too_many_used(states, run):
             return -1
         with_memory = states.find(_FREE_BYTE * run)
+        if with_memory < 0 and self.geometry.is_lazy and states.count(_USED_BYTE) + run > self.geometry.kept:
+            # There is memory that is about to be free, still in the caches, sooner than new memory would be there.
+            self._comes_while_they_copy(self.writable_block, lambda: _FREE_BYTE * run in self.states())
+            states = self.states()
+            with_memory = states.find(_FREE_BYTE * run)
         return with_memory if with_memory >= 0 else self._run_without_memory(states, run)
 
     def _are_too_many_used(self, states: bytes, run: int) -> bool:
@@ -828,6 +859,21 @@ class Producer(_End):
             self.wake(self.readable_block, count)
         if w & SHUT:
             raise BrokenPipeError(errno.EPIPE, f"{self.text}: the other end is closed")
+
+
+_kept = 128 << 10  # bytes: what malloc of glibc keeps of itself
+
+
+def _keep_memory_for(size: int) -> None:
+    """Have malloc keep the memory of a batch of messages when they are dropped, instead of returning it to the kernel.
+
+    Else the next batch has a page fault for each of its pages, and these take several times as long as the copying.  glibc
+    learns from a large block that is freed to keep twice as much from then on, in any program that ever drops one.
+    """
+    global _kept
+    _kept = size if size < LARGEST_KEPT_BATCH else at.WORD_MASK  # then there is no more to learn
+    with contextlib.suppress(MemoryError):
+        bytes(min(size, LARGEST_KEPT_BATCH))  # of pages of its own, none of which is touched
 
 
 class Consumer(_End):
@@ -918,6 +964,8 @@ class Consumer(_End):
                 self.wake(self.writable_block, count)
         except BaseException as error:
             raise self.failed(self.writable_block, error, process) from None
+        if (size := count * len(found[0][1])) > _kept:
+            _keep_memory_for(size)
         return found
 
     def _equals(self, place: int, step: int, most: int) -> tuple[int, Iterable[tuple[bytes]]]:
