@@ -250,7 +250,7 @@ class Grant(Slot):
     def wait_for_seat(self, block: bool, until: int | None) -> bool:
         """E0 when another thread may have the seat; whether the caller has it now.  ``until``: monotonic ns, None = for ever.
 
-        The caller has checked that the seat is not its own.  Testing and setting it are two bytecodes between which the
+        The caller has checked that the seat is not its own.  Between testing and setting it there is no call, so the
         interpreter looks neither at signals nor at other threads.
         """
         me = get_ident()
