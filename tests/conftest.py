@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import secrets
+import signal
 import time
 import unittest
 from collections.abc import Iterator
@@ -67,10 +68,13 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def domain() -> Iterator[str]:
-    """A domain that nobody else uses, removed afterwards."""
+    """A domain that nobody else uses, removed afterwards; the supervisor that was started for it ends with the test."""
     name = f"{_own_prefix()}{next(_numbers)}"
     yield name
     support.end_children()
+    pid = support.supervisor_of(name)
+    if pid is not None:
+        support.end_process(pid, signal.SIGTERM)
     support.clean(name)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import shlock
-from shlock import _arena, _atomic, _fast_path, _names, _parking, _sys, snapshot
+from shlock import _arena, _atomic, _client, _fast_path, _names, _parking, _sys, snapshot
 
 PATIENCE = 30.0
 """Seconds to wait for what must happen; only a hang takes this long."""
@@ -249,6 +249,36 @@ def clean(domain: str) -> None:
         eventually(is_gone, f"domain {domain} is removed")
     except AssertionError as error:
         raise AssertionError(f"{error}; used by {users_of(domain)}") from None
+
+
+def supervisor_of(domain: str) -> int | None:
+    """The process number of a domain's supervisor, as the kernel says.
+
+    A process that is just being started has a copy of all descriptors for a moment: one of a supervisor of this program, which
+    has ended, would make the kernel name this program.
+    """
+    with contextlib.suppress(OSError):
+        pid = _client.supervisor_pid(domain)
+        return None if pid == os.getpid() and not _is_supervised_here(domain) else pid
+    return None
+
+
+def _is_supervised_here(domain: str) -> bool:
+    return any(one.domain == domain for one in shlock.supervisor._running)
+
+
+def end_process(pid: int, number: int) -> None:
+    """Send a signal to a process that is no child of ours, and wait for its end."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+        eventually(lambda: _sys.SYSTEM.is_readable(pidfd), f"the end of process {pid}")
+    finally:
+        os.close(pidfd)
 
 
 def users_of(domain: str) -> list[str]:

@@ -22,8 +22,16 @@ from typing import Any
 
 import pytest
 import test_damage
-from support import PATIENCE, Child, Page, eventually, is_sleeping
-from test_enforcement import end_process, spin, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    Page,
+    end_process,
+    eventually,
+    is_sleeping,
+    supervisor_of,
+)
+from test_enforcement import spin
 from test_signals import Interruption, Trial, interrupt_everywhere
 from test_system_calls import calls_of_loop
 

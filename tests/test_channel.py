@@ -22,8 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, Page, eventually, is_sleeping, program_environment
-from test_enforcement import end_process, spin, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    Page,
+    end_process,
+    eventually,
+    is_sleeping,
+    program_environment,
+    supervisor_of,
+)
+from test_enforcement import spin
 from test_signals import Interruption, InThread, Trial, interrupt_everywhere
 from test_system_calls import calls_of_loop, tracing_works
 

@@ -32,10 +32,11 @@ from support import (
     Child,
     DieAtLabel,
     Page,
-    end_children,
+    end_process,
     eventually,
     is_sleeping,
     run,
+    supervisor_of,
 )
 
 import shlock
@@ -61,51 +62,11 @@ overruns = pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=soak)]
 
 
 @pytest.fixture
-def domain(domain: str) -> Iterator[str]:
-    """As everywhere; the supervisor that was started for it ends with the test."""
-    yield domain
-    end_children()
-    pid = supervisor_of(domain)
-    if pid is not None:
-        end_process(pid, signal.SIGTERM)
-
-
-@pytest.fixture
 def page() -> Iterator[Page]:
     page = Page()
     yield page
     assert page[VIOLATIONS] == 0, "two were inside"
     assert page[FALLS] == 0, "a token fell, or came twice"
-
-
-def supervisor_of(domain: str) -> int | None:
-    """The process number of a domain's supervisor, as the kernel says.
-
-    A process that is just being started has a copy of all descriptors for a moment: one of a supervisor of this program, which
-    has ended, would make the kernel name this program.
-    """
-    with contextlib.suppress(OSError):
-        pid = _client.supervisor_pid(domain)
-        return None if pid == os.getpid() and not _is_supervised_here(domain) else pid
-    return None
-
-
-def _is_supervised_here(domain: str) -> bool:
-    return any(one.domain == domain for one in shlock.supervisor._running)
-
-
-def end_process(pid: int, number: int) -> None:
-    """Send a signal to a process that is no child of ours, and wait for its end."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, number)
-        eventually(lambda: _sys.SYSTEM.is_readable(pidfd), f"the end of process {pid}")
-    finally:
-        os.close(pidfd)
 
 
 def events(domain: str, kind: str, after: int = 0) -> list[dict[str, Any]]:

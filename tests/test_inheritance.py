@@ -22,8 +22,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PATIENCE, Child, DieAtLabel, Page, clean, end_children, eventually, is_sleeping
-from test_enforcement import end_process, events, nobody_starts_a_supervisor, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    DieAtLabel,
+    Page,
+    clean,
+    end_children,
+    eventually,
+    is_sleeping,
+    supervisor_of,
+)
+from test_enforcement import events, nobody_starts_a_supervisor
 
 import shlock
 from shlock import _client, _ledger, _sys, cli, snapshot
@@ -113,16 +123,6 @@ def _why_not() -> str | None:
 _reason = _why_not()
 privileged = pytest.mark.skipif(_reason is not None, reason=_reason or "")
 soak = [pytest.mark.soak, pytest.mark.patience(3600)]
-
-
-@pytest.fixture
-def domain(domain: str) -> Iterator[str]:
-    """As everywhere; the supervisor that was started for it ends with the test."""
-    yield domain
-    end_children()
-    pid = supervisor_of(domain)
-    if pid is not None:
-        end_process(pid, signal.SIGTERM)
 
 
 @pytest.fixture

@@ -12,14 +12,23 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, DieAtLabel, DieAtOperation, Page, end_children, eventually, is_sleeping, watch_steps
+from support import (
+    PATIENCE,
+    Child,
+    DieAtLabel,
+    DieAtOperation,
+    Page,
+    eventually,
+    is_sleeping,
+    supervisor_of,
+    watch_steps,
+)
 from test_enforcement import (
     contracts,
-    end_process,
     events,
     nobody_starts_a_supervisor,
     serve,
@@ -28,7 +37,6 @@ from test_enforcement import (
     state_of,
     stay_in_c,
     stop,
-    supervisor_of,
     to_monotonic,
 )
 from test_rwlock import assert_free, is_refused, told
@@ -51,16 +59,6 @@ AT_THE_DOOR = ("C65 record taken, no deadline", "C67 deadline cleared, record no
 INSIDE = ("C66 deadline written", "C52 inside, reading")
 CLEARED = "C53 record cleared, nobody woken"
 LABELS = {*AT_THE_DOOR, *INSIDE, CLEARED}
-
-
-@pytest.fixture
-def domain(domain: str) -> Iterator[str]:
-    """As everywhere; the supervisor that was started for it ends with the test."""
-    yield domain
-    end_children()
-    pid = supervisor_of(domain)
-    if pid is not None:
-        end_process(pid, signal.SIGTERM)
 
 
 def table(domain: str, lease: float = LONG, **options: Any) -> shlock.RWLock:

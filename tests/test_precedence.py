@@ -11,12 +11,18 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, Page, eventually
-from test_enforcement import LONG, end_children, end_process, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    Page,
+    eventually,
+    supervisor_of,
+)
+from test_enforcement import LONG
 
 import shlock
 from shlock import _handover, _owned, _parking, _sys, snapshot
@@ -27,16 +33,6 @@ TURN, ROUND, COUNT, HELD, OVER = range(5)  # words of the page; the order of the
 FIRST = 8
 LABELS = ("C60 PARKED taken away, first in line known", "C61 reserved, nobody called")
 RANKS = [3, 1, 0, 2, 2, 0, 7, 1, 3, 3, 0, 5, 1, 7, 2, 0]
-
-
-@pytest.fixture
-def domain(domain: str) -> Iterator[str]:
-    """As everywhere; the supervisor that was started for it ends with the test."""
-    yield domain
-    end_children()
-    pid = supervisor_of(domain)
-    if pid is not None:
-        end_process(pid, signal.SIGTERM)
 
 
 def ranked(domain: str, rank: int) -> Any:

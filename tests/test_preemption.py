@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, Page, eventually
-from test_enforcement import LONG, end_children, end_process, events, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    Page,
+    eventually,
+    supervisor_of,
+)
+from test_enforcement import LONG, events
 
 import shlock
 from shlock import _layout as at
@@ -20,16 +26,6 @@ from shlock.supervisor import Supervisor
 
 INSIDE, OVER, GONE, STAYED = range(4)  # words of the page
 BOTH = ("acquire", "preempt")
-
-
-@pytest.fixture
-def domain(domain: str) -> Iterator[str]:
-    """As everywhere; the supervisor that was started for it ends with the test."""
-    yield domain
-    end_children()
-    pid = supervisor_of(domain)
-    if pid is not None:
-        end_process(pid, signal.SIGTERM)
 
 
 def opened(domain: str, rank: int, grace: float = 0.0, **options: Any) -> Any:

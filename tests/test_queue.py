@@ -23,8 +23,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from support import PATIENCE, Child, Page, eventually, program_environment, run
-from test_enforcement import end_process, events, spin, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    Page,
+    end_process,
+    eventually,
+    program_environment,
+    run,
+    supervisor_of,
+)
+from test_enforcement import events, spin
 from test_signals import Interrupted, InThread, Trial, handling, interrupt_everywhere, raise_interrupted
 
 import shlock

@@ -13,8 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, Page, eventually
-from test_enforcement import end_process, spin, supervisor_of
+from support import (
+    PATIENCE,
+    Child,
+    Page,
+    end_process,
+    eventually,
+    supervisor_of,
+)
+from test_enforcement import spin
 from test_signals import Interruption, InThread, NoOperands, Trial, interrupt_everywhere
 
 import shlock
