@@ -177,7 +177,7 @@ class Connection:
     def _return_slot(self, number: int) -> None:
         for slot in (*self._readers.pop(number, ()), number):
             # RECORD last: a reader's slot is never to be taken for that of a contract.
-            for field in (_ledger.DEADLINE, _ledger.ARENA, _ledger.THREAD, _ledger.RECORD):
+            for field in (_ledger.BEGAN, _ledger.ARENA, _ledger.THREAD, _ledger.RECORD):
                 self.ledger.view[field + slot] = 0
             self._free.append(slot)
 
@@ -197,8 +197,9 @@ class Connection:
 
     def _fill(self, number: int, terms: Terms, block: Block, record: int) -> None:
         for field, value in (
-            (_ledger.DEADLINE, 0),
+            (_ledger.BEGAN, 0),
             (_ledger.TERMINATE, 0),
+            (_ledger.DOUBT, 0),
             (_ledger.LEASE, terms.lease),
             (_ledger.GRACE, terms.grace),
             (_ledger.BLOCK, block.index),

@@ -68,7 +68,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from . import _layout as at
-from . import _ledger, _process
+from . import _process
 from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
 from ._lending import Lender
@@ -435,9 +435,9 @@ class Hold:
                     f"{describe(content.block)}: it is not this process's any more, but held by pid {_process.pid_of(owner)}"
                 )
         elif owner != _process.current.word or content.view[content.block.start + at.BLOCK_TOKEN] != self.token:
-            ends = grant.view[grant.deadline]
-            late = (SYSTEM.monotonic_ns() - ends) / 1e9 if ends > _ledger.LEFT else 0.0
-            self.error = LeaseExpired(describe(content.block), self.token, max(0.0, late))
+            lease = grant.lease
+            late = 0.0 if lease is None else max(0.0, -lease.remaining())
+            self.error = LeaseExpired(describe(content.block), self.token, late)
         return self.error is None
 
 

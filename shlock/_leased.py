@@ -1,22 +1,24 @@
 """Acquiring and releasing a leased lock: the steps around those of a plain one, and the path for when nobody is in the way.
 
 A lock that is opened with ``lease=`` belongs to a contract, which the supervisor of its domain grants.  From then on the holder
-needs nobody: it writes its deadline into its own ledger after it got the lock, and clears it before it releases.  The
-supervisor watches from outside.
+needs nobody: after it got the lock it writes into its own ledger since when it has it, and clears that before it releases.
+The supervisor watches from outside.
 
-    E0  the seat: one thread of this process at a time from here to X3.  DEADLINE is 0.  THREAD := us, if it inherits
+    E0  the seat: one thread of this process at a time from here to X3.  BEGAN is 0.  THREAD := us, if it inherits
     E1  acquire W, as ever
-    E2  DEADLINE := now + lease                                              plain store
-    E3  w = W, plain load.  ours with TAKEN: CAS(w -> w without TAKEN), failed: E3.  not ours any more: DEADLINE := 0, E1 again
+    E2  BEGAN := now                                                         plain store
+    E3  w = W, plain load.  ours with TAKEN: CAS(w -> w without TAKEN), failed: E3.  not ours any more: BEGAN := 0, E1 again
+        W was 0 before E1: only if DOUBT, which is then cleared first         plain load and store
     E4  token + 1: inside
-    X1  DEADLINE := 0; LEFT if an earlier owner's death is still told by W   plain store
+    X1  BEGAN := 0; LEFT if an earlier owner's death is still told by W      plain store
     X2  release W, as ever, with TAKEN or without.  W is not ours any more: nothing to do
-    X3  DEADLINE := 0 after LEFT; leave the seat
+    X3  BEGAN := 0 after LEFT; leave the seat
 
 Between E1 and E2, and between X1 and X2, the ledger does not say that we are inside.  A holder that stalls there has its lock
 taken away by the supervisor (see ``supervisor/watch.py``): that is what E3 and X2 look for.  No fence is needed here: the
-supervisor makes every processor pass one (membarrier) after it set TAKEN and before it reads DEADLINE again, so either it sees
-our DEADLINE, or E3 sees TAKEN.
+supervisor makes every processor pass one (membarrier) after it set TAKEN and DOUBT, and before it reads BEGAN again.  So either
+it sees our BEGAN, or E3 sees DOUBT and TAKEN.  DOUBT comes after TAKEN, which no hold leaves to the next one: else the end of
+one hold could clear the DOUBT that was meant for the next.
 
 W and the ledger name the process.  The seat keeps its threads apart: one that stalls before X2 must not release what another
 has got since.  A leased lock is released by the thread that took it.
@@ -48,7 +50,7 @@ from .errors import ContractDenied
 __all__ = ["LeasedPath", "make_leased_path", "make_refusing_path"]
 
 
-_clock: Final = SYSTEM.monotonic_ns
+_clock: Final = SYSTEM.monotonic
 
 
 class LeasedPath(NamedTuple):
@@ -91,10 +93,10 @@ def make_leased_path(
     # What enter and exit use.  Those that are assigned to are cells of the words, which stay when another contract comes.
     states, tokens = view[place : place + 1], view[token_place : token_place + 1]
     zero, mine = words.zero[0], words.mine[0]  # whoever has the seat has them to himself
-    lease_ns = words.grant.lease_ns
     seat = holder = me = 0
     odd = False
-    ends: Any = None
+    moments: Any = None
+    doubts: Any = None
 
     def make_enter(as_lease: bool) -> Callable[..., Any]:
         """``take`` for the case that is all but always: nobody has the lock.  It returns the Lease, or True.
@@ -112,10 +114,10 @@ def make_leased_path(
             try:
                 if raw_compare_exchange(word, zero, identity_pointer):  # E1
                     holder = thread
-                    deadline = _clock() + lease_ns
+                    began = _clock()
                     if seat is thread:  # else a forked child
-                        ends[0] = deadline  # E2
-                        if states[0] == me or is_ours(words.grant):  # E3
+                        moments[0] = began  # E2
+                        if not doubts[0] or is_ours(words.grant):  # E3
                             tokens[0] = token = tokens[0] + 1  # E4
                             if not does_more:
                                 return True
@@ -126,10 +128,10 @@ def make_leased_path(
                                 return True
                             lease = Lease()
                             lease._grant = grant
-                            lease._ends = deadline
+                            lease._began = began
                             lease.token = token
                             return lease
-                        ends[0] = 0
+                        moments[0] = 0.0
                     holder = 0
                 else:
                     words.zero[1][0] = 0
@@ -176,7 +178,7 @@ def make_leased_path(
     def take(
         acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1
     ) -> Lease | None:
-        until = _clock() + int(max(0.0, timeout) * 1e9) if block and timeout is not None else None
+        until = _clock() + max(0.0, timeout) if block and timeout is not None else None
         while True:
             grant: Grant = words.grant
             if grant.is_away:
@@ -193,14 +195,14 @@ def make_leased_path(
                     return None
                 if grant.terms.inherit:
                     grant.note_thread()
-                while go_in(block, timeout if until is None else max(0.0, (until - _clock()) / 1e9)):  # E1
-                    grant.view[grant.deadline] = deadline = _clock() + grant.lease_ns  # E2
+                while go_in(block, timeout if until is None else max(0.0, until - _clock())):  # E1
+                    grant.moments[grant.began] = began = _clock()  # E2
                     if view[place] == words.me.cell_contents or is_ours(grant):  # E3
                         view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
                         if grant.record_site:
                             grant.note_site(frames)
-                        return grant.make_lease(deadline, token)
-                    grant.view[grant.deadline] = 0
+                        return grant.make_lease(began, token)
+                    grant.moments[grant.began] = 0.0
                     words.holder.cell_contents = 0
                 grant.leave_seat()
                 return None
@@ -220,7 +222,8 @@ def make_leased_path(
         return acquire
 
     def is_ours(grant: Grant) -> bool:
-        """E3, when W is not just our name: with flags, TAKEN among them, or another's."""
+        """E3, when W may be more than our name: with flags, TAKEN among them, or another's."""
+        grant.view[_ledger.DOUBT + grant.number] = 0
         while (w := view[place]) & at.OWNER == words.me.cell_contents:
             if not w & at.TAKEN or block_words.compare_exchange(place, w, w & ~at.TAKEN):
                 if w & at.DIED:
@@ -234,7 +237,7 @@ def make_leased_path(
             if words.holder.cell_contents == get_ident() and view[place] & at.OWNER == words.me.cell_contents:
                 leave(leave_plain)
             else:
-                grant.view[grant.deadline] = 0
+                grant.moments[grant.began] = 0.0
                 grant.leave_seat()
 
     def leave(release_word: Callable[[], object]) -> None:
@@ -253,7 +256,7 @@ def make_leased_path(
                 raise interruption
             return
         try:
-            grant.view[grant.deadline] = grant.left  # X1
+            grant.moments[grant.began] = grant.left  # X1
             release_word()  # X2
         except BaseException as error:
             if view[place] & at.OWNER == words.me.cell_contents:  # not released: nobody else of this process could have it
@@ -264,7 +267,7 @@ def make_leased_path(
                 raise  # else it was taken away meanwhile
         finally:
             if grant.left:
-                grant.view[grant.deadline] = grant.left = 0
+                grant.moments[grant.began] = grant.left = 0.0
             if grant.terms.inherit:
                 grant.view[_ledger.THREAD + grant.number] = 0
             grant.seat.cell_contents = AWAY if grant.is_away else FREE  # X3, and no call before it
@@ -299,7 +302,7 @@ def make_leased_path(
                         leave_plainly()
                     raise
             try:
-                ends[0] = 0  # X1
+                moments[0] = 0.0  # X1
                 if raw_compare_exchange(word, mine, ZERO):  # X2
                     if seat is taken_by:  # else a forked child, in the middle of its parent's release
                         holder = 0
@@ -344,7 +347,8 @@ def make_leased_path(
         "seat": words.lease_seat,
         "holder": words.holder,
         "me": words.me,
-        "ends": words.lease_ends,
+        "moments": words.lease_began,
+        "doubts": words.lease_doubt,
         "odd": words.lease_odd,
     }
     if words.grant.terms.inherit:

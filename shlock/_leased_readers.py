@@ -10,11 +10,11 @@ supervisor is asked for such a slot; it finds it by the place of the record, whi
     # p|TAKEN           either            it is being decided        T1                    READING (E3, T3), IN LINE (Q2), 0
     # IN LINE  p        not inside        keeps nobody out           as in ``_readers``    likewise
 
-    E0  the seat of the record: one thread of this process at a time from here to X3.  DEADLINE is 0
+    E0  the seat of the record: one thread of this process at a time from here to X3.  BEGAN is 0
     E1  Q1 to Q7
-    E2  HOLDS + 1, then DEADLINE := now + lease                                        plain stores
+    E2  HOLDS + 1, then BEGAN := now                                                   plain stores
     E3  c = C, plain load.  READING: inside.  TAKEN: CAS(c -> READING), failed: E3.  not ours any more: X1 to X3, then E0
-    X1  DEADLINE := 0                                                                  plain store
+    X1  BEGAN := 0                                                                     plain store
     X2  L1 and L2, with TAKEN or without.  C is not ours any more: nothing to do
     X3  leave the seat; CROWDED: L2 again
 
@@ -65,15 +65,15 @@ class ReaderSlot(Slot):
     __slots__ = ("_arena_view", "_token", "is_open", "seat")
 
     def __init__(self, grant: Grant, words: RWWords) -> None:
-        super().__init__(grant.ledger, grant.connection.take_slot(), grant.text)
+        super().__init__(grant.ledger, grant.connection.take_slot(), grant.text, grant.terms.lease)
         self._arena_view, self._token = words.view, words.block.start + at.BLOCK_TOKEN
         self.is_open = False  # the ledger says what it is for
         self.seat: ReadHold | None = None  # whose it is between E0 and X3
 
     @property
     def lease(self) -> Lease | None:
-        ends = self.view[self.deadline]
-        return self.make_lease(ends, self._arena_view[self._token]) if ends else None
+        began = self.moments[self.began]
+        return self.make_lease(began, self._arena_view[self._token]) if began else None
 
     def is_of_caller(self) -> bool:
         return self.seat is not None and self.seat.thread == get_ident()
@@ -124,16 +124,16 @@ class LeasedRWWords(RWWords):
             super().enter_slowly(hold, timeout if deadline is None else max(0.0, deadline - SYSTEM.monotonic()))  # E1
             if crash_points:
                 crash_points[0]("C65 record taken, no deadline")
-            slot, ends = hold.slot, SYSTEM.monotonic_ns() + self.grant.lease_ns
+            slot, began = hold.slot, SYSTEM.monotonic()
             holds = _ledger.HOLDS + slot.number
             if hold.process is not _process.current:
                 raise _process.Forked  # no call from here to E2: a child has no ledger any more
             slot.view[holds] = slot.view[holds] + 1 & at.WORD_MASK
-            slot.view[slot.deadline] = ends  # E2
+            slot.moments[slot.began] = began  # E2
             if crash_points:
                 crash_points[0]("C66 deadline written")
             if self._is_ours(hold):  # E3
-                hold.lease = slot.make_lease(ends, hold.token)
+                hold.lease = slot.make_lease(began, hold.token)
                 if self.grant.record_site:
                     slot.note_site(_FRAMES)
                 return
@@ -155,7 +155,7 @@ class LeasedRWWords(RWWords):
     def leave(self, hold: ReadHold) -> None:
         slot = hold.slot
         if slot is not None and slot.seat is hold and hold.process is _process.current:
-            slot.view[slot.deadline] = 0  # X1
+            slot.moments[slot.began] = 0.0  # X1
             if crash_points:
                 crash_points[0]("C67 deadline cleared, record not")
         super().leave(hold)  # X2

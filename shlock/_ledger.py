@@ -7,8 +7,8 @@ inside.
 One slot for each contract, an array for each field, so that one slice tells which of a thousand holds there are::
 
     header     16 words   magic, version, identity of the owner
-    DEADLINE   monotonic ns at which the lease of the present hold ends; 0 = not inside, 1 = not inside any more   by the client
-    TERMINATE  the deadline of the hold that is asked to leave                               by the supervisor
+    BEGAN      when the present hold began; 0 = not inside, LEFT = not inside any more       by the client
+    TERMINATE  BEGAN of the hold that is asked to leave                                      by the supervisor
     LEASE      ns                                                                            by the client
     GRACE      ns                                                                            by the client
     ARENA      identity of the arena of the control block; 0 = free                          by the client
@@ -18,6 +18,7 @@ One slot for each contract, an array for each field, so that one slice tells whi
     THREAD     number of the thread that has the seat, under a contract that inherits        by the client
     RECORD     of a reader's slot: place of the record in its arena; 0 = a contract's own    by the client
     HOLDS      of a reader's slot: how many there were                                       by the client
+    DOUBT      1: W has, or had, TAKEN                set by the supervisor, cleared by the client
 
 and two tables for priority inheritance (``supervisor/inheritance.py``)::
 
@@ -25,7 +26,8 @@ and two tables for priority inheritance (``supervisor/inheritance.py``)::
     LIFTS      8 words for each thread that is lifted: LIFT_*                                by the supervisor
 
 A slot belongs to one contract of one process; that for an RWLock has one more for each record in which the process has read
-under it (``_leased_readers``).  DEADLINE is written by the thread that holds the lock.  The ledger outlives every
+under it (``_leased_readers``).  BEGAN and TERMINATE are monotonic seconds, as doubles: who holds a lock writes the clock's own
+object there, and leaves it to others to reckon.  BEGAN is written by the thread that holds the lock.  The ledger outlives every
 supervisor: what the next one has to know of a contract stands here.
 """
 
@@ -43,12 +45,14 @@ from ._layout import WORD
 
 __all__ = [
     "ARENA",
+    "BEGAN",
     "BLOCK",
-    "DEADLINE",
+    "DOUBT",
     "GRACE",
     "HOLDS",
     "INHERITS",
     "LEASE",
+    "LEFT",
     "LIFTS",
     "NAME",
     "RANK",
@@ -64,12 +68,12 @@ __all__ = [
 ]
 
 MAGIC: Final = int.from_bytes(b"shlkledg", "little")
-VERSION: Final = 2
+VERSION: Final = 3
 SLOTS: Final = 32768  # contracts of one process, and records in which it has read under them
 HEADER: Final = 16  # words
 FIELDS: Final = 7
-DEADLINE, TERMINATE, LEASE, GRACE, ARENA, BLOCK, RANK = (HEADER + field * SLOTS for field in range(FIELDS))
-LEFT: Final = 1  # in DEADLINE
+BEGAN, TERMINATE, LEASE, GRACE, ARENA, BLOCK, RANK = (HEADER + field * SLOTS for field in range(FIELDS))
+LEFT: Final = -1.0  # in BEGAN
 RAISES: Final = 1 << 32  # in RANK
 INHERITS: Final = 1 << 40
 SITE_BYTES: Final = 128
@@ -85,7 +89,8 @@ LIFT_WORDS: Final = 8
 LIFT_THREAD, LIFT_BIRTH, LIFT_OWN, LIFT_GIVEN, LIFT_NEXT = range(5)
 RECORD: Final = LIFTS + MOST_LIFTS * LIFT_WORDS
 HOLDS: Final = RECORD + SLOTS
-SIZE: Final = -(-(HOLDS + SLOTS) * WORD // mmap.PAGESIZE) * mmap.PAGESIZE
+DOUBT: Final = HOLDS + SLOTS
+SIZE: Final = -(-(DOUBT + SLOTS) * WORD // mmap.PAGESIZE) * mmap.PAGESIZE
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 NAME: Final = "shlock-ledger"
 #: Of a process: a ledger is made early, and there is one for each domain.
@@ -94,9 +99,12 @@ MOST_LEDGERS: Final = 64
 
 
 class Ledger:
-    """One mapping of a ledger: ``words``, ``view`` their memoryview, ``owner`` the identity that its header names."""
+    """One mapping of a ledger: ``words``, ``view`` their memoryview, ``moments`` the same as doubles.
 
-    __slots__ = ("_mmap", "fd", "memory", "view", "words")
+    ``owner``: the identity that its header names.
+    """
+
+    __slots__ = ("_mmap", "fd", "memory", "moments", "view", "words")
 
     def __init__(self, fd: int, *, read_only: bool = False) -> None:
         self.fd = fd
@@ -104,6 +112,7 @@ class Ledger:
         self.memory = memoryview(self._mmap)
         self.words = Words(self.memory)
         self.view = self.words.view
+        self.moments = self.memory.cast("d")
 
     @classmethod
     def create(cls) -> Ledger:
@@ -169,6 +178,7 @@ class Ledger:
         if fd >= 0:
             try:
                 self.view.release()
+                self.moments.release()
                 self.memory.release()
                 self._mmap.close()
             except BufferError:

@@ -98,8 +98,8 @@ class OwnedWords:
 
     __slots__ = (
         "__weakref__", "biased", "block", "credit", "depth", "grant", "granted", "granting", "has_permits", "held", "holder",
-        "is_inherited", "is_lock", "kept", "lease_ends", "lease_odd", "lease_seat", "limit", "looks", "lowest", "mark",
-        "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "seat",
+        "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "limit", "looks", "lowest",
+        "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "seat",
         "skips", "slot", "turn", "view", "zero",
     )  # fmt: skip
 
@@ -122,10 +122,11 @@ class OwnedWords:
         self.next_look = 0.0
         self.looks = MOST_LOOKS // 4  # how often looking is worth it: more after a success, less after a failure
         self.skips = [0]
-        #: Of a leased lock (``_leased``): the contract of this process, which of its threads is in or on its way, and the word
-        #: of its ledger in which it says until when.  These are cells, too, which the functions of the leased path share.
+        #: Of a leased lock (``_leased``): the contract of this process, which of its threads is in or on its way, and the words
+        #: of its ledger that say since when, and whether the supervisor doubts it.  These are cells, too, as the functions of
+        #: the leased path share them.
         self.grant: Any = None
-        self.lease_seat, self.lease_ends = CellType(NO_CONTRACT), CellType(None)
+        self.lease_seat, self.lease_began, self.lease_doubt = CellType(NO_CONTRACT), CellType(None), CellType(None)
         #: Whether there is more to do on the way out: a site to record, LEFT to write, a gate to open, nothing to keep.
         self.lease_odd = CellType(False)
         #: Called under the lock by who got it after a death, before anything else: it decides what the dead one has done.

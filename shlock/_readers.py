@@ -291,7 +291,7 @@ class RWWords(OwnedWords):
         """Under a lease: the time that a writer waits for readers is none of its hold's."""
         grant = self.grant
         if grant is not None and grant.seat.cell_contents == get_ident():
-            grant.view[grant.deadline] = SYSTEM.monotonic_ns() + grant.lease_ns
+            grant.moments[grant.began] = SYSTEM.monotonic()
 
     def begin_hold(self) -> None:
         """Under a lease, after waiting for readers: the hold begins now, and its token is larger than theirs (Y4)."""

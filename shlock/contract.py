@@ -154,13 +154,15 @@ def precedence_of(class_: str, rank: int) -> int:
 class Slot:
     """A slot of the ledger as this process uses it: that of a contract, or of a record in which it reads under one."""
 
-    __slots__ = ("__weakref__", "deadline", "ledger", "number", "text", "view")
+    __slots__ = ("__weakref__", "began", "lasts", "ledger", "moments", "number", "text", "view")
 
-    def __init__(self, ledger: _ledger.Ledger, number: int, text: str) -> None:
+    def __init__(self, ledger: _ledger.Ledger, number: int, text: str, lease: int) -> None:
         self.ledger = ledger
         self.view = ledger.view
         self.number = number
-        self.deadline = _ledger.DEADLINE + number
+        self.moments = ledger.moments
+        self.began = _ledger.BEGAN + number
+        self.lasts = lease / 1e9  # seconds that a hold may last
         self.text = text  # what it is for
 
     @property
@@ -172,10 +174,10 @@ class Slot:
         """Whether it is the calling thread that is inside, if one is."""
         raise NotImplementedError
 
-    def make_lease(self, ends: int, token: int) -> Lease:
+    def make_lease(self, began: float, token: int) -> Lease:
         """A hold.  The path of ``_leased`` that is all but always taken does the same without a call."""
         lease = Lease()
-        lease._grant, lease._ends, lease.token = self, ends, token
+        lease._grant, lease._began, lease.token = self, began, token
         return lease
 
     def note_site(self, depth: int) -> None:
@@ -193,7 +195,6 @@ class Grant(Slot):
         "contract",
         "gates",
         "is_away",
-        "lease_ns",
         "left",
         "odd",
         "precedence",
@@ -208,7 +209,7 @@ class Grant(Slot):
     )  # fmt: skip
 
     def __init__(self, connection: Connection, words: OwnedWords, terms: Terms, ledger: _ledger.Ledger, number: int) -> None:
-        super().__init__(ledger, number, describe(words.block))
+        super().__init__(ledger, number, describe(words.block), terms.lease)
         self.connection = connection
         self._words = weakref.ref(words)  # which refers to us
         self.terms = terms
@@ -217,8 +218,7 @@ class Grant(Slot):
         self.seat = words.lease_seat
         self.is_away = False
         self.gates: collections.deque[Any] = collections.deque()  # of threads that wait for the seat
-        self.left = 0  # what X1 writes
-        self.lease_ns = terms.lease
+        self.left = 0.0  # what X1 writes
         self.record_site = terms.record_site
         self.odd = words.lease_odd
         self.precedence = terms.rank  # until the answer says which class it is of
@@ -237,7 +237,8 @@ class Grant(Slot):
         assert words is not None
         words.lease_odd.cell_contents = self.record_site or words.grant is not None  # a thread may be in under that one
         words.grant = self
-        words.lease_ends.cell_contents = self.view[self.deadline : self.deadline + 1]
+        words.lease_began.cell_contents = self.moments[self.began : self.began + 1]
+        words.lease_doubt.cell_contents = self.view[_ledger.DOUBT + self.number : _ledger.DOUBT + self.number + 1]
         if words.lease_seat.cell_contents == AWAY:  # no call between
             words.lease_seat.cell_contents = FREE
 
@@ -247,8 +248,8 @@ class Grant(Slot):
         if self.seat.cell_contents == FREE:
             self.seat.cell_contents = AWAY
 
-    def wait_for_seat(self, block: bool, until: int | None) -> bool:
-        """E0 when another thread may have the seat; whether the caller has it now.  ``until``: monotonic ns, None = for ever.
+    def wait_for_seat(self, block: bool, until: float | None) -> bool:
+        """E0 when another thread may have the seat; whether the caller has it now.  ``until``: monotonic, None = for ever.
 
         The caller has checked that the seat is not its own.  Between testing and setting it there is no call, so the
         interpreter looks neither at signals nor at other threads.
@@ -263,13 +264,13 @@ class Grant(Slot):
                 if self.seat.cell_contents <= FREE and not self.is_away:
                     self.seat.cell_contents = me
                     return True
-                now = SYSTEM.monotonic_ns()
+                now = SYSTEM.monotonic()
                 if self.is_away or not block or (until is not None and now >= until):
                     return False
                 if self.rings:
                     self.announce_wait()
                 # Who leaves the seat opens a gate; who came between our test and his look is found by looking again.
-                gate.acquire(timeout=0.01 if until is None else min(0.01, (until - now) / 1e9))
+                gate.acquire(timeout=0.01 if until is None else min(0.01, until - now))
         finally:
             self.gates.remove(gate)
             self.settle_wait()
@@ -357,10 +358,10 @@ class Grant(Slot):
     @property
     def lease(self) -> Lease | None:
         """The present hold of this process; None if it is not inside."""
-        ends, words = self.view[self.deadline], self.words
-        if ends <= _ledger.LEFT or words is None:
+        began, words = self.moments[self.began], self.words
+        if began <= 0 or words is None:
             return None
-        return self.make_lease(ends, words.view[words.block.start + at.BLOCK_TOKEN])
+        return self.make_lease(began, words.view[words.block.start + at.BLOCK_TOKEN])
 
     def is_of_caller(self) -> bool:
         words = self.words
@@ -370,10 +371,10 @@ class Grant(Slot):
 class Lease:
     """One hold of a leased lock: the time that is left, and whether the holder is asked to leave."""
 
-    __slots__ = ("_ends", "_grant", "token")
+    __slots__ = ("_began", "_grant", "token")
 
     _grant: Slot
-    _ends: int  # monotonic ns
+    _began: float  # monotonic seconds
     #: Fencing token: larger than that of every earlier hold of this lock, also across restarts of the supervisor.  A reader's
     #: is smaller than that of each writer that goes in after it, and not smaller than that of one that was inside before.
     token: int
@@ -383,21 +384,21 @@ class Lease:
     @property
     def deadline(self) -> float:
         """Monotonic seconds at which the lease ends."""
-        return self._ends / 1e9
+        return self._began + self._grant.lasts
 
     def remaining(self) -> float:
         """Seconds until the lease ends; negative afterwards."""
-        return (self._ends - SYSTEM.monotonic_ns()) / 1e9
+        return self.deadline - SYSTEM.monotonic()
 
     @property
     def terminate_requested(self) -> bool:
         """Whether the supervisor asks the holder to leave.  One load: cheap enough for every turn of a loop."""
         grant = self._grant
-        return grant.view[_ledger.TERMINATE + grant.number] == self._ends
+        return grant.moments[_ledger.TERMINATE + grant.number] == self._began
 
     def check(self) -> None:
         """Raise LeaseExpired if the holder is asked to leave or the lease is over."""
-        if self.terminate_requested or SYSTEM.monotonic_ns() >= self._ends:
+        if self.terminate_requested or SYSTEM.monotonic() >= self.deadline:
             raise LeaseExpired(self._grant.text, self.token, max(0.0, -self.remaining()))
 
     def __repr__(self) -> str:
@@ -408,7 +409,7 @@ class Lease:
 # -- LeaseExpired in the main thread ----------------------------------------------------------------------------------------
 
 _raising: weakref.WeakSet[Slot] = weakref.WeakSet()  # of this process; a child forgets them
-_raised = 0
+_raised = 0.0  # of the hold that was told last
 
 
 def prepare_to_raise() -> None:
@@ -427,10 +428,10 @@ def _on_expiry(signum: int, frame: object) -> None:
     global _raised
     for slot in list(_raising):
         lease = slot.lease
-        if lease is None or not slot.is_of_caller() or slot.view[slot.deadline] != lease._ends:
+        if lease is None or not slot.is_of_caller() or slot.moments[slot.began] != lease._began:
             continue
-        if lease.terminate_requested and lease._ends != _raised:
-            _raised = lease._ends
+        if lease.terminate_requested and lease._began != _raised:
+            _raised = lease._began
             lease.check()
 
 

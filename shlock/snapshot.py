@@ -439,11 +439,11 @@ def _readers(arena: Arena, index: int, ledgers: _Ledgers) -> tuple[ReaderSnapsho
 
 def _hold(ledger: _ledger.Ledger, slot: int) -> tuple[float | None, bool, str | None]:
     """What a ledger says of the present hold: the time that is left, whether its holder is asked to leave, where it began."""
-    deadline = ledger.view[_ledger.DEADLINE + slot]
-    if deadline <= _ledger.LEFT:
+    began = ledger.moments[_ledger.BEGAN + slot]
+    if began <= 0:
         return None, False, None
-    asked = ledger.view[_ledger.TERMINATE + slot] == deadline
-    return (deadline - time.monotonic_ns()) / 1e9, asked, ledger.site(slot)
+    asked = ledger.moments[_ledger.TERMINATE + slot] == began
+    return began + ledger.view[_ledger.LEASE + slot] / 1e9 - time.monotonic(), asked, ledger.site(slot)
 
 
 def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many: bool) -> str:

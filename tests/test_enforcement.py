@@ -43,6 +43,7 @@ import shlock
 from shlock import _client, _ledger, _messages, _names, _process, _sys
 from shlock import _layout as at
 from shlock.errors import ContractDenied, LeaseExpired
+from shlock.supervisor.leases import LEFT, deadline_of
 from shlock.supervisor.policy import parse
 from shlock.supervisor.server import Server, run_embedded
 
@@ -398,11 +399,13 @@ def test_who_leaves_in_time_is_never_killed(holds: int, domain: str) -> None:
         else:
             killed += 1
             if ledger is not None:
-                inside = max(ledger.view[_ledger.DEADLINE : _ledger.DEADLINE + 8])
+                inside = max(
+                    deadline_of(ledger.moments[_ledger.BEGAN + slot], ledger.view[_ledger.LEASE + slot]) for slot in range(8)
+                )
                 event = eventually(lambda seat=seat, pid=child.pid: event_of(domain, pid, looked_at[seat]))
                 looked_at[seat] = event["number"]
                 killed_at = to_monotonic(event["time"])
-                is_over = killed_at >= inside if inside > _ledger.LEFT else page[GOT_IN + seat] != page[LEFT_OF + seat]
+                is_over = killed_at >= inside if inside > LEFT else page[GOT_IN + seat] != page[LEFT_OF + seat]
                 # The signal may come when it has left at last, and is in its next holds.
                 was_late = killed_at - page[LATE_AT + seat] < 100_000_000
                 assert is_over or was_late, (
@@ -674,6 +677,7 @@ CAUSES: dict[str, tuple[tuple[Callable[[str, Page], Child], ...], str | None]] =
     "S-K4 killed": ((an_overrun,), "lease overrun"),
     "S-T1 before TAKEN": ((a_stall, a_stall_on_the_way_out), None),
     "S-T1 TAKEN": ((a_stall, a_stall_on_the_way_out), None),
+    "S-T1 DOUBT": ((a_stall, a_stall_on_the_way_out), None),
     "S-T3 settled, nobody woken": ((a_stall, a_stall_on_the_way_out), None),
     "S-D before it is passed on": ((a_death,), "owner died"),
     "S-D passed on, nobody woken": ((a_death,), "owner died"),

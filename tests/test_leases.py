@@ -7,6 +7,7 @@ at the very nanosecond.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shlock._layout import LEASE_OVERRUN, LEASE_REVOKED
-from shlock.supervisor.leases import LEFT, NEVER, Terms, Verdict, Watched
+from shlock.supervisor.leases import LEFT, NEVER, Terms, Verdict, Watched, deadline_of
 
 LEASE, GRACE = 1000, 300
 BEGINNING = 10_000
@@ -35,6 +36,20 @@ def inside(contract: Watched, now: int, deadline: int, token: int = 1) -> tuple[
 
 def outside(contract: Watched, now: int) -> tuple[Verdict, int]:
     return contract.look(now, owns=False, deadline=0, token=1)
+
+
+@given(st.floats(), st.integers(1, NEVER - 1))
+def test_whatever_a_client_writes_is_a_deadline_or_none(began: float, lease: int) -> None:
+    deadline = deadline_of(began, lease)
+    assert deadline in (0, LEFT) if began <= 0 else deadline > LEFT or lease == 1
+    Watched(Terms(lease, 0), BEGINNING).look(BEGINNING, owns=True, deadline=deadline, token=1)
+
+
+def test_a_hold_ends_a_lease_after_it_began() -> None:
+    assert deadline_of(0.0, LEASE) == 0
+    assert deadline_of(-1.0, LEASE) == LEFT
+    assert deadline_of(2.5, LEASE) == 2_500_000_000 + LEASE
+    assert deadline_of(math.nan, LEASE) == deadline_of(math.inf, LEASE) == NEVER
 
 
 # -- one hold, step by step -----------------------------------------------------------------------------------------------

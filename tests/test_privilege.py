@@ -15,6 +15,7 @@ import faulthandler
 import fcntl
 import gc
 import itertools
+import math
 import mmap
 import os
 import pickle
@@ -889,7 +890,7 @@ def test_a_ledger_that_was_slipped_to_a_process_is_not_believed_of_it(
         arena = lock._block.arena
         forged = _ledger.Ledger.create()
         for place, value in (
-            (2, page[WORD]), (_ledger.DEADLINE, 5), (_ledger.LEASE, 10**6), (_ledger.ARENA, arena.identity), (_ledger.BLOCK, 0)
+            (2, page[WORD]), (_ledger.BEGAN, 5), (_ledger.LEASE, 10**6), (_ledger.ARENA, arena.identity), (_ledger.BLOCK, 0)
         ):  # fmt: skip
             forged.view[place] = value
         socket.send_fds(ours, [b"x"], [forged.fd])
@@ -908,7 +909,8 @@ def test_a_ledger_that_was_slipped_to_a_process_is_not_believed_of_it(
         assert "killed" not in kinds(supervisor)
 
 
-def test_terms_in_a_ledger_are_adopted_only_as_far_as_the_policy_allows(domain: str, page: Page) -> None:
+@pytest.mark.parametrize("began", [1e300, math.inf, math.nan, 1e-300])
+def test_terms_in_a_ledger_are_adopted_only_as_far_as_the_policy_allows(began: float, domain: str, page: Page) -> None:
     first = Child(serve, domain, page)
     eventually(lambda: page[DONE] == 1)
 
@@ -917,7 +919,7 @@ def test_terms_in_a_ledger_are_adopted_only_as_far_as_the_policy_allows(domain: 
         lock.acquire()
         ledger = lock._words.grant.ledger
         ledger.view[_ledger.LEASE] = ledger.view[_ledger.GRACE] = 1 << 60
-        ledger.view[_ledger.DEADLINE] = 1 << 61
+        ledger.moments[_ledger.BEGAN] = began
         page[READY] = 1
         while True:
             signal.pause()

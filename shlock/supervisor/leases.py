@@ -21,11 +21,19 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["NEVER", "Terms", "Verdict", "Watched"]
+__all__ = ["NEVER", "Terms", "Verdict", "Watched", "deadline_of"]
 
 NEVER: Final = 1 << 62
 OVERRUN: Final = 1  # the reason of a sentence
 LEFT: Final = 1  # instead of a deadline: not inside any more
+LATEST: Final = 1e9  # seconds since the machine was started
+
+
+def deadline_of(began: float, lease: int) -> int:
+    """When a hold ends that began at a time in seconds; 0 or LEFT if it is none.  Any garbage is a time."""
+    if began <= 0:
+        return LEFT if began else 0
+    return int(began * 1e9) + lease if began < LATEST else NEVER
 
 
 class Verdict(enum.Enum):

@@ -43,7 +43,7 @@ from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
 from ..errors import SegmentError, SupervisorError
 from .inheritance import Inheritance
-from .leases import NEVER, Terms
+from .leases import LEFT, NEVER, Terms
 from .names import Names, made_for
 from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
@@ -720,7 +720,7 @@ class Server:
         now = SYSTEM.monotonic_ns()
         found = []
         for contract in self.watch.all():
-            holds = [hold for hold in contract.holds() if hold.deadline > _ledger.LEFT]
+            holds = [hold for hold in contract.holds() if hold.deadline > LEFT]
             first = min(holds, key=lambda hold: hold.deadline, default=None)
             terms = contract.watched.terms
             lift = self.inheritance.lift_of(contract) if contract.inherits and contract.owns() else None
@@ -753,7 +753,7 @@ class Server:
         """
         holders: dict[int, None] = {}
         for hold in [hold for contract in self.watch.all() if contract.name == name for hold in contract.holds()]:
-            if hold.deadline <= _ledger.LEFT or hold.is_at_the_door():
+            if hold.deadline <= LEFT or hold.is_at_the_door():
                 continue
             if at_once:
                 if hold.client.pid not in holders and self.watch.kill(hold, at.KILLED):

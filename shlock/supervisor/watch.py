@@ -5,7 +5,7 @@
     #     K2 deadline + grace: membarrier, look again; changed: nothing
     #     K3 SENTENCE := P | reason     K4 SIGKILL through the pidfd     K5 the pidfd is readable     K6 pass on
     # T   W names P, and P's ledger has not said for a lease that it is inside: P stalls after E1, or after X1
-    #     T1 CAS(W: w -> w|TAKEN)    T2 membarrier
+    #     T1 CAS(W: w -> w|TAKEN), then DOUBT := 1    T2 membarrier
     #     T3 still not inside: CAS(w -> DIED of w, or 0 after LEFT), wake one.  inside: CAS(w -> w without TAKEN), K applies
     # D   P's pidfd is readable.  W names P: note who died, CAS(w -> DIED); reap its spots; wake one
     #
@@ -22,7 +22,7 @@
     # killed after   what stands there            repaired by
     # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
     # S-K4           P dies                       the waiters' poll, or the next supervisor's D
-    # S-T1           P|TAKEN                      P's own E3 or X2, or the next supervisor: T2, T3 at once
+    # S-T1           P|TAKEN, DOUBT or not        P's own E3 or X2, or the next supervisor: DOUBT, T2, T3 at once
     # S-D            DIED, or C 0; nobody woken   a waiter's poll
 
 E0 to X3 are the holder's steps (``contract.py``).  Words in segments are claims: what is read here is bounded, and decides
@@ -49,7 +49,7 @@ from .._readers import keys_of, runs
 from .._sys import SYSTEM, crash_points
 from ..contract import EXPIRY_SIGNAL
 from ..errors import SegmentError, describe_deadlock
-from .leases import NEVER, Terms, Verdict, Watched
+from .leases import LEFT, NEVER, Terms, Verdict, Watched, deadline_of
 
 __all__ = ["Client", "Supervised", "Watch"]
 
@@ -168,7 +168,12 @@ class Supervised:
 
     @property
     def deadline(self) -> int:
-        return self.client.ledger.view[_ledger.DEADLINE + self.slot]
+        return deadline_of(self.began, self.watched.terms.lease)
+
+    @property
+    def began(self) -> float:
+        """The hold, as its process claims it: of which ``deadline`` tells the end."""
+        return self.client.ledger.moments[_ledger.BEGAN + self.slot]
 
     @property
     def thread(self) -> int:
@@ -183,6 +188,10 @@ class Supervised:
     def count(self) -> int:
         """Another number at each hold."""
         return self.token
+
+    def doubt(self) -> None:
+        """After T1: its process shall look at W before it goes in."""
+        self.client.ledger.view[_ledger.DOUBT + self.slot] = 1
 
     is_told = True  # its death inside is told to the next one
 
@@ -214,18 +223,21 @@ class Reader(Supervised):
     def is_at_the_door(self) -> bool:
         return False
 
+    def doubt(self) -> None:
+        """A reader always looks at C."""
+
     def owns(self) -> bool:
         c = self.view[self.place]
         return c & at.OWNER == self.client.word and not c & at.IN_LINE
 
     @property
-    def deadline(self) -> int:
+    def began(self) -> float:
         """0 also if its process has no slot for this record, which would be its own fault."""
         ledger, arena = self.client.ledger, self.arena.identity
         slot = self.slot
         if slot < 0 or (ledger.view[_ledger.RECORD + slot], ledger.view[_ledger.ARENA + slot]) != (self.place, arena):
             slot = self.slot = _ledger.reader_slots_of(ledger, arena).get(self.place, -1)
-        return ledger.view[_ledger.DEADLINE + slot] if slot >= 0 else 0
+        return ledger.moments[_ledger.BEGAN + slot] if slot >= 0 else 0.0
 
     @property
     def count(self) -> int:
@@ -470,12 +482,12 @@ class Watch:
 
     def terminate(self, contract: Supervised, reason: str) -> None:
         """K1: ask the holder to leave."""
-        client, deadline = contract.client, contract.deadline
-        if deadline <= _ledger.LEFT:
+        client, began = contract.client, contract.began
+        if began <= 0:
             return
         if crash_points:
             crash_points[0]("S-K1 before the terminate call")
-        client.ledger.view[_ledger.TERMINATE + contract.slot] = deadline
+        client.ledger.moments[_ledger.TERMINATE + contract.slot] = began
         if contract.raises and client.may_be_killed and not self._has_become_another(contract):
             SYSTEM.send_signal(client.pidfd, EXPIRY_SIGNAL)
         if crash_points:
@@ -541,6 +553,9 @@ class Watch:
 
     def settle(self, contract: Supervised) -> None:
         """T2, T3: who gets a lock with TAKEN."""
+        contract.doubt()
+        if crash_points:
+            crash_points[0]("S-T1 DOUBT")
         SYSTEM.membarrier()
         words, place = contract.arena.words, contract.place
         for _ in range(MOST_TRIES):
@@ -548,10 +563,10 @@ class Watch:
             if w & at.OWNER != contract.client.word or not w & at.TAKEN:
                 return  # it has reclaimed or released it, or died and has an heir
             deadline = contract.deadline
-            if deadline > _ledger.LEFT:
+            if deadline > LEFT:
                 after = w & ~at.TAKEN
             else:
-                after = w & at.DIED if deadline != _ledger.LEFT or self._is_poison(contract) else 0
+                after = w & at.DIED if deadline != LEFT or self._is_poison(contract) else 0
                 if contract.release(w, after):
                     break
                 continue
@@ -648,7 +663,7 @@ class Watch:
                 and not view[_ledger.RECORD + slot]
                 and slot not in client.contracts
                 and block not in known
-                and (block not in slots or view[_ledger.DEADLINE + slot] > _ledger.LEFT)
+                and (block not in slots or client.ledger.moments[_ledger.BEGAN + slot] > 0)
             ):
                 slots[block] = slot
         for slot in slots.values():

@@ -17,18 +17,21 @@
  *
  * D, one per process    0: not inside yet; LEFT: not inside any more; else the deadline of its hold.  Written by P only
  * token                 rises with every hold; written by the holder only
+ * doubt[P]               1: T1 was made for P; set by the supervisor, cleared by P.  Fast: P looks at it instead of at W
  *
  *   E0  D := 0.   E1  W: free or of a dead owner -> P.   E2  D := deadline.
- *   E3  w = W.  P without TAKEN: in.  P with TAKEN: exchange for P without: in.  not P: D := 0, again from E1.
+ *   E3  fast, after an E1 that found W 0: doubt[P] is 0: in.  else doubt[P] := 0, and
+ *       w = W.  P without TAKEN: in.  P with TAKEN: exchange for P without: in.  not P: D := 0, again from E1.
  *   E4  token := token + 1.
  *   X1  D := LEFT.   X2  W of P, with TAKEN or without: exchange for 0.  not P: it was taken away while we were out; nothing to do.
- *   The stores of E0, E2, E3, E4 and X1 are plain, and so are all loads.  What orders them is E1's and X2's exchange, and T2, K2.
+ *   The stores of E0, E2, E3, E4, X1 and T1 are plain, and so are all loads.  What orders them is E1's and X2's exchange, and T2, K2.
  *
  *   K   W of P, D a deadline that has passed.   K2  membarrier; D and W once more: as before, else nothing.
  *   K4  SIGKILL.   K5  wait until the pidfd says that P is dead.   K6  W of P: exchange for DIED.
- *   T   W of P, D no deadline, for a lease the same W, D and token.   T1  exchange for W with TAKEN.   T2  membarrier.
+ *   T   W of P, D no deadline, for a lease the same W, D and token.   T1  exchange for W with TAKEN, then
+ *       doubt[P] := 1.   T2  membarrier.
  *   T3  D.  a deadline: W of P with TAKEN: exchange for W without.  0: exchange for W & DIED.  LEFT: exchange for 0.
- *   A supervisor that finds TAKEN in W when it begins goes on at T2.  Deadlines passed by then count from its beginning.
+ *   A supervisor that finds TAKEN in W when it begins goes on at doubt[P] := 1.  Deadlines passed by then count from its beginning.
  *
  * Threads of one process exclude each other first, from E0 to X2 (the seat): W and D do not tell them apart.
  *
@@ -116,6 +119,10 @@
 #define TAKEN_LEFT_ALONE        23   /* a supervisor does nothing about TAKEN that it finds */
 #define NO_T0                   24   /* BY_NAME */
 #define POLL_TAKES_SUPERVISORS  25   /* BY_NAME: a waiter takes W from a dead supervisor */
+#define DOUBT_NEVER             26
+#define DOUBT_BEFORE_T1         27
+#define DOUBT_AFTER_T2          28
+#define ADOPTED_AT_T2           29   /* a supervisor that finds TAKEN goes on at T2 */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -140,6 +147,7 @@ byte W;
 byte D[PROCESSES + 1];
 byte token;
 byte taken_from;            /* BY_NAME */
+bool doubt[PROCESSES + 1];
 byte seat[PROCESSES + 1];
 byte dead, stalled, killed; /* a bit for each process */
 bool supervised = true;
@@ -178,16 +186,18 @@ byte stalls, crashes, supervisor_deaths, finished;
 #define FORGET_TIME(p) CLEAR(late, p); CLEAR(spared, p); CLEAR(guilty, p); CLEAR(unwatched, p)
 #define MOVED(p) moved = moved || (look_W & OWNER) == (p)
 
-/* A store on its way: the token, or D. */
+/* A store on its way: the token, doubt or D. */
 #define TOKEN_STORE 128
+#define DOUBT_STORE 64
 inline apply(thread, x) {
     if
     :: (x) & TOKEN_STORE -> assert(!S4 || !CHECK_S4 || ((x) & ~TOKEN_STORE) > token); token = (x) & ~TOKEN_STORE
+    :: (x) == DOUBT_STORE -> doubt[PROCESS(thread)] = false
     :: else -> D[PROCESS(thread)] = x; MOVED(PROCESS(thread)); seen_changed = seen_changed || seen == PROCESS(thread)
     fi
 }
 #if STORE_BUFFER
-chan buffer[THREADS + 1] = [3] of { byte };
+chan buffer[THREADS + 1] = [4] of { byte };     /* E2 to X1 */
 #define STORE(x) buffer[me]!(x)
 inline drain(thread) {
     do
@@ -217,6 +227,7 @@ inline membarrier() {
 proctype Thread(byte me; byte p) provided ((leaving == 0 && RUNS(PROCESS(_pid))) || BIT(leaving, _pid)) {
     byte round, t, stored;
     bit told;               /* a death is to be reported when acquire returns */
+    bit fast;               /* W was 0 */
 
 {
     skip;
@@ -231,7 +242,7 @@ next_round:
     :: IS(NO_E0)
     fi;
 E1: if
-    :: atomic { FREE(W) -> drain(me); told = ((W & DIED) != 0); W = p | (W & DIED); MOVED(p) }
+    :: atomic { FREE(W) -> drain(me); fast = (W == 0); told = ((W & DIED) != 0); W = p | (W & DIED); MOVED(p) }
     :: atomic {             /* The poll. */
         !FREE(W) && (BIT(dead, W & OWNER) || TAKES_FROM_SUPERVISOR) ->
         drain(me); told = BIT(dead, W & OWNER); W = p | (told -> DIED : W & DIED); MOVED(p)
@@ -242,6 +253,10 @@ E2: atomic { FORGET_TIME(p); SET(open, p); STORE(DEADLINE) };
     t = token;
     atomic { STORE(TOKEN_STORE | (t + 1)) };
 #endif
+    if                      /* E3, fast */
+    :: atomic { fast && !BY_NAME -> fast = 0; if :: doubt[p] -> STORE(DOUBT_STORE) :: else -> goto E4 fi }
+    :: atomic { true -> fast = 0 }
+    fi;
 E3: if
     :: atomic { (W & OWNER) == p && (!(W & TAKEN) || IS(E3_IGNORES_TAKEN)) || IS(E3_SKIPPED) -> skip }
     :: atomic { (W & OWNER) == p && (W & TAKEN) && !IS(E3_YIELDS) && !IS(E3_IGNORES_TAKEN) -> drain(me); W = W & ~TAKEN; MOVED(p) }
@@ -287,7 +302,7 @@ X2: if
 
 end_of_thread:
     false
-} unless atomic { BIT(leaving, me) -> round = 0; t = 0; stored = 0; told = false; CLEAR(leaving, me) }
+} unless atomic { BIT(leaving, me) -> round = 0; fast = 0; t = 0; stored = 0; told = false; CLEAR(leaving, me) }
 }
 
 #define LATE(p) (BIT(late, p) && (settled || !BIT(spared, p) || IS(NO_RESPITE)))
@@ -324,7 +339,7 @@ watch:
         look_W = 0; look_D = 0; look_token = 0; aged = false; moved = false;
         goto T1
     }
-    :: atomic { HELD_ALIVE && (W & TAKEN) && !IS(TAKEN_LEFT_ALONE) -> p = CURRENT; goto T2 }
+    :: atomic { HELD_ALIVE && (W & TAKEN) && !IS(TAKEN_LEFT_ALONE) -> p = CURRENT; if :: IS(ADOPTED_AT_T2) -> goto T2 :: else -> goto doubted fi }
     :: atomic { IS_SUPERVISOR(CURRENT) -> p = taken_from; goto T2 }      /* BY_NAME: its predecessor's */
     fi;
     goto watch;
@@ -376,6 +391,9 @@ T1:
     :: atomic { IS(NO_T0) }
     fi;
 #endif
+#if MUTATION == DOUBT_BEFORE_T1
+    atomic { true -> doubt[p] = true };
+#endif
     if
     MAY_DIE
     :: atomic {
@@ -388,12 +406,20 @@ T1:
     }
     :: atomic { CURRENT != p || (W & TAKEN) -> goto nothing }
     fi;
+doubted:
+    if
+    MAY_DIE
+    :: atomic { true -> if :: BY_NAME || IS(DOUBT_NEVER) || IS(DOUBT_BEFORE_T1) || IS(DOUBT_AFTER_T2) :: else -> doubt[p] = true fi }
+    fi;
 T2:
 progress_lease_over:
     if
     MAY_DIE
     :: atomic { true -> if :: IS(T2_NO_MEMBARRIER) :: else -> membarrier() fi }
     fi;
+#if MUTATION == DOUBT_AFTER_T2
+    atomic { true -> doubt[p] = true };
+#endif
 T3: if
     MAY_DIE
     :: atomic { true -> d = (IS(T3_NEVER_GIVES_BACK) -> 0 : D[p]) }
