@@ -461,7 +461,7 @@ class OwnerWaiter:
                 return True
             if spot.may_nap():
                 return False
-            if self._insist():
+            if self._insist(spot):
                 return True
         spot.renew()
         view, me = words.view, _process.current.word
@@ -507,15 +507,16 @@ class OwnerWaiter:
         taken: bool = self.take.compare_exchange(word, w, _process.current.word | at.PARKED | w & at.DIED)
         return taken
 
-    def _insist(self) -> bool:
+    def _insist(self, spot: Spot) -> bool:
         """Look with the word marked, so that the owner's next release leaves it free for longer (see LONGEST_INSISTENCE)."""
-        place, word = self.words.places[0]
-        while (w := self.words.view[place]) & at.OWNER and not self.words.names_slot(w):
+        words = self.words
+        place, word = words.places[0]
+        while (w := words.view[place]) & at.OWNER and not words.names_slot(w):
             if self.mark.compare_exchange(word, w, w | at.PARKED):
                 break
         end = SYSTEM.monotonic_ns() + LONGEST_INSISTENCE
         while SYSTEM.monotonic_ns() < end:
-            if self.look(FEWEST_LOOKS, at.PARKED):
+            if self.look(FEWEST_LOOKS, at.PARKED) or (words.is_lock and self._take_what_is_reserved(spot)):
                 return True
             SYSTEM.yield_processor()  # the owner may need this very one
         return False
