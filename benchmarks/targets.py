@@ -23,6 +23,8 @@ CONTENDED_FROM_US = 2
 RECOVERY_MEDIAN_MS = 15.0
 LIFECYCLE_RATIO = 1.0
 FAIRNESS_FACTOR = 2.0
+LONGEST_WAIT = 0.5
+KEPT_BY_BOUND = 0.9
 LEASED_RATIO = 1.5
 FLOOR_FACTOR = 2.0
 IDLE_PER_CENT = 0.5
@@ -89,10 +91,20 @@ def _lifecycle(data: dict[str, Any]) -> tuple[str, float, bool]:
     return f"make and drop at most {LIFECYCLE_RATIO} times {BASELINE}'s", found, found <= LIFECYCLE_RATIO
 
 
-def _fairness(data: dict[str, Any]) -> tuple[str, float, bool]:
-    shares = data[OURS]["shares"]
-    worst = max(shares[-1], 1 / shares[0] if shares[0] else float("inf"))
-    return f"no share further than a factor of {FAIRNESS_FACTOR} from the mean", worst, worst <= FAIRNESS_FACTOR
+def _fairness(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    found = []
+    for section, locks in data["sections"].items():
+        shares = locks[OURS]["shares"]
+        worst = max(shares[-1], 1 / shares[0] if shares[0] else float("inf"))
+        waits = locks[OURS]["longest_wait_ns"] / locks[BASELINE]["longest_wait_ns"]
+        kept = locks["kept by the bound"]
+        where = f"section of {section}"
+        found += [
+            (f"{where}: no share further than a factor of {FAIRNESS_FACTOR} from the mean", worst, worst <= FAIRNESS_FACTOR),
+            (f"{where}: the longest wait at most {LONGEST_WAIT} times {BASELINE}'s", waits, waits <= LONGEST_WAIT),
+            (f"{where}: at least {KEPT_BY_BOUND} of the rate without a bound on waiting", kept, kept >= KEPT_BY_BOUND),
+        ]
+    return found
 
 
 def _supervised(data: dict[str, Any]) -> list[tuple[str, float, bool]]:
