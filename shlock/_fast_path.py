@@ -178,6 +178,8 @@ def make_fast_path(
                         back = borrow_operand()
                     error = words.release_word(back, None, leaving)
                     break
+                except Forked:
+                    break  # we are a child that was forked meanwhile: the release is its parent's
                 except BaseException as raised:
                     tries += 1
                     if process is not _process.current or tries > _process.MOST_INTERRUPTIONS:

@@ -496,6 +496,98 @@ def test_a_fork_anywhere_in_what_follows_a_revocation_leaves_both_sides_right(lo
     assert not lock.locked()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fork_anywhere_in_a_release_that_grants_the_bias_leaves_it_to_the_parent(kind: str) -> None:
+    """The child's copy of the release does nothing, and says nothing."""
+    locks: list[Any] = []
+    parent = os.getpid()
+
+    def prepare() -> None:
+        locks[:] = [KINDS[kind]()]
+        locks[0].acquire()
+        want_it(locks[0])
+
+    def operate() -> None:
+        try:
+            locks[0].release()
+        except (AssertionError, ValueError):
+            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
+
+    def in_child() -> None:
+        lock = locks[0]
+        assert lock._words.seat.cell_contents == _bias.AWAY
+        assert take_and_give_back(lock) == (True, None)
+        bias(lock)
+
+    def in_parent() -> None:
+        assert locks[0]._words.seat.cell_contents == 0
+
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
+
+
+class LateChildren(ForkEverywhere):
+    """The child goes on only when the parent has finished its own copy, and what comes after it."""
+
+    def __init__(self, page: Page) -> None:
+        super().__init__()
+        self.page = page
+
+    def _fork(self) -> None:
+        super()._fork()
+        if self.is_child():
+            eventually(lambda: self.page[READY])
+
+
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_a_child_that_was_forked_in_a_release_and_goes_on_late_writes_nothing_in_its_parents_name(is_revoked: bool) -> None:
+    """By then its parent has been granted the bias, and is inside: its H, its slot and its generation are as they were.
+
+    is_revoked  what is forked is not the release that grants the bias, but the release of what was revoked
+    """
+    page, parent = Page(), os.getpid()
+    locks: list[Any] = []
+
+    def seen() -> list[int]:
+        words = locks[0]._words
+        return words.view[words.block.start : words.block.start + at.BLOCK_CONFIRMED].tolist()
+
+    def prepare() -> None:
+        page[READY] = 0
+        lock = shlock.Lock()
+        locks[:] = [lock]
+        if is_revoked:
+            bias(lock)
+        lock.acquire()
+        if is_revoked:
+            _bias.revoke(lock._words, word_of(lock))
+        else:
+            want_it(lock)
+
+    def operate() -> None:
+        try:
+            locks[0].release()
+        except ValueError:
+            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
+
+    def in_parent() -> None:
+        lock = bias(locks[0])
+        lock.acquire()
+        before = seen()
+        page[READY] = 1
+        eventually(lambda: children.pid is None or not is_running(children.pid))
+        assert seen() == before
+        assert is_biased(lock)
+        lock.release()
+
+    children = LateChildren(page)
+    children.run(prepare, operate, lambda: None, in_parent, 5)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a child of this process has not ended yet."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def test_a_child_that_is_forked_inside_is_not_the_owner(lock: Any) -> None:
     bias(lock)
     with lock:
