@@ -554,7 +554,7 @@ class World:
         self.dead: set[int] = set()
         self.died_inside: list[bool] = []
         self.told_after_death = 0
-        self.may_have_died_inside = False  # on its way in, by the biased path: nobody can tell
+        self.may_have_died_inside = False  # on its way in or out by the biased path: nobody can tell
         self.spots_each = spots_each
         self.has_buffers = has_buffers
         self.scheduler.on_pause = lambda number: self.processes[number].drain()
@@ -625,12 +625,11 @@ class World:
         self.processes[process].drain()
         self.dead.add(process)
         self.inside.discard(process)
-        inside = self.ordinary() & self.at.OWNER == self.processes[process].word
-        if inside and self.word() & self.at.REVOKED == self.at.REVOKING:
-            # Its H is out, but whoever revokes may have looked before.
+        if self.is_being_revoked_from(process):  # what counts is its H when the one who revokes looks, or has looked
             self.may_have_died_inside = True
             self.told_after_death = 0
             return
+        inside = self.ordinary() & self.at.OWNER == self.processes[process].word
         self.died_inside.append(inside)
         if inside:
             self.told_after_death = 0
@@ -650,6 +649,13 @@ class World:
         start = arena.layout.block(self.processes[0].blocks[block].index)
         word: int = self.processes[0].modules["_bias"].ordinary(self.memory, start, self.word(block))
         return word
+
+    def is_being_revoked_from(self, process: int) -> bool:
+        """Whether somebody has begun to revoke that process's bias, and not yet decided whether it is inside."""
+        w, at = self.word(), self.at
+        if w & at.REVOKED != at.REVOKING:
+            return False
+        return self.memory[self.starts[0][0] + at.BLOCK_BIASES + at.slot_in(w)] == self.processes[process].word
 
     def visit(self, who: int) -> None:
         """What the lock guards: one at a time."""

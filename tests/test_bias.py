@@ -319,6 +319,44 @@ def test_a_revocation_goes_on_when_who_began_it_is_killed(label: str, is_inside:
     assert word_of(lock) in (0, at.PARKED)
 
 
+def test_who_sleeps_in_the_middle_of_a_revocation_does_no_harm_to_a_later_bias(lock: Any) -> None:
+    """The same slot is being revoked again when it wakes up, with the owner inside this time: only the generation differs."""
+    page = Page()
+    bias(lock)
+
+    def sleep_in_the_middle() -> bool:
+        look = _bias.ordinary
+
+        def look_and_sleep(view: memoryview, start: int, w: int) -> int:
+            seen = look(view, start, w)
+            if not page[READY]:
+                page[READY] = 1
+                eventually(lambda: page[OVER])
+            return seen
+
+        _bias.ordinary = look_and_sleep
+        got: bool = lock.acquire(False)
+        return got
+
+    def begin_a_revocation() -> None:
+        watch_steps(DieAtLabel(LABELS[0], 1), lock)
+        lock.acquire()
+
+    sleeper = Child(sleep_in_the_middle)
+    eventually(lambda: page[READY])
+    slot = lock._words.slot
+    bias(lock)
+    assert lock._words.slot == slot
+    lock.acquire()
+    assert Child(begin_a_revocation).wait() == -signal.SIGKILL
+    assert word_of(lock) & at.REVOKED == at.REVOKING
+    page[OVER] = 1
+    assert sleeper.result() is False
+    assert lock.owner.pid == os.getpid()
+    lock.release()
+    assert not lock.locked()
+
+
 def test_a_process_that_is_killed_when_it_is_about_to_be_granted_the_bias_is_abandoned(lock: Any) -> None:
     def die() -> None:
         watch_steps(DieAtLabel(LABELS[3], 1), lock)
