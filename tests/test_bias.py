@@ -1,6 +1,6 @@
 """The biased path: the states of `shlock/_bias.py`, who dies or is interrupted in them, and a litmus test of its membarrier.
 
-A lock is biased here by setting its credit to zero: the next release then grants it, whatever SHLOCK_BIAS says.
+A lock is biased here by setting its credit to zero: the next release then grants it, and no other one, whatever the mode is.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ def take_and_give_back(lock: Any) -> tuple[bool, int | None]:
     abandoned = lock.abandoned
     lock.release()
     return True, None if abandoned is None else abandoned.pid
+
+
+@pytest.fixture(autouse=True)
+def _no_bias_but_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bias, "_chosen", "never")
 
 
 @pytest.fixture(params=KINDS)
