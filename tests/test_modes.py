@@ -31,7 +31,6 @@ PORTIONS = {
         ("test_damage.py", "any_flags"),
         ("test_against_stock.py", LOCKS),
         ("test_crash_points.py", f"({LOCKS}) and not leased"),
-        ("test_schedules.py", "rlock or threads_of_one_process"),
     ],
     "adaptive": [("test_waiting.py", ""), ("test_signals.py", LOCKS), ("test_fork.py", "")],
     "never": [("test_waiting.py", ""), ("test_signals.py", LOCKS), ("test_fork.py", "")],
