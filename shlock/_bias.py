@@ -153,7 +153,7 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
 def grant(words: OwnedWords) -> bool:
     """R1': release a lock that this thread holds, by keeping it for this process.  False: it is still held.
 
-    May be interrupted; ``words.granting`` knows then whether it was released.
+    May be interrupted; ``words.granting`` knows then whether it was released.  Forked: this is a child, and holds nothing.
     """
     operand = words.granting
     if operand is None:
@@ -165,10 +165,12 @@ def grant(words: OwnedWords) -> bool:
     if view[start + at.BLOCK_KIND] & (at.LEASED | at.RANKED | at.UNBIASED) or not is_possible():
         words.limit = words.credit.cell_contents = NEVER
         return False
-    slot = _claim(words)
+    slot = _claim(words, operand.process)
     if slot is None:
         words.credit.cell_contents = LARGEST_CREDIT
         return False
+    if operand.process is not _process.current:  # no call from here to the store of the generation
+        raise _process.Forked
     view[start + at.BLOCK_SINCE] = 0
     generation = view[start + at.BLOCK_GENERATION] + 1 & at.GENERATION
     view[start + at.BLOCK_GENERATION] = generation
@@ -235,26 +237,35 @@ def is_possible() -> bool:
     return True
 
 
-def _claim(words: OwnedWords) -> int | None:
-    """A slot that is ours now, with its H 0; None if living processes have all of them."""
-    arena, start, me = words.block.arena, words.block.start, _process.current.word
+def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
+    """A slot that is this process's now, with its H 0; None if living processes have all of them.
+
+    Forked: this is a child of ``process``.  It must not write a thing in its parent's name, least of all H: its parent is in.
+    """
+    arena, start, operand = words.block.arena, words.block.start, Operand()
+    memory = arena.segment.memory
+    if operand.process is not process:
+        raise _process.Forked
     for slot in range(at.BIAS_SLOTS):
-        place = start + at.BLOCK_BIASES + slot
+        place, h = start + at.BLOCK_BIASES + slot, (start + at.BLOCK_HOLDS) * at.WORD + at.byte_of(slot)
         owner, key = words.view[place], (arena.identity, words.block.index, slot)
-        if owner == me:
+        if owner == process.word:
             is_free = key not in _claims  # ours, of an object that is gone
         else:
             is_free = not owner or not _process.is_alive(owner)
-        if is_free and arena.words.compare_exchange(place, owner, me):
-            arena.segment.memory[(start + at.BLOCK_HOLDS) * at.WORD + at.byte_of(slot)] = 0
+        if is_free and operand.compare_exchange(arena.words.pointer(place), owner, process.word):
+            if process is not _process.current:  # no call from here to the store
+                raise _process.Forked
+            memory[h] = 0
             _claims[key] = words
             return slot
     return None
 
 
 def _give_back(words: OwnedWords, slot: int) -> None:
-    _claims.pop((words.block.arena.identity, words.block.index, slot), None)
-    words.block.arena.words.compare_exchange(words.block.start + at.BLOCK_BIASES + slot, _process.current.word, 0)
+    arena, operand = words.block.arena, Operand()
+    _claims.pop((arena.identity, words.block.index, slot), None)
+    operand.compare_exchange(arena.words.pointer(words.block.start + at.BLOCK_BIASES + slot), operand.process.word, 0)
 
 
 _process.refresh_in_child.append(_claims.clear)

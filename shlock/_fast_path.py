@@ -68,13 +68,15 @@ def make_fast_path(
             held[0] = 0  # B3
             seat = LEAVING
             stopped: BaseException | None = None
-            while seat == LEAVING:
+            tries = 0
+            while seat == LEAVING and tries < _process.MOST_INTERRUPTIONS:
                 try:
                     leave(words)  # B6
                 except Forked:
                     pass  # it starts as itself
                 except BaseException as error:  # finish first: a word that is REVOKED and ours would never be released
                     stopped = error
+                    tries += 1
             if stopped is not None:
                 raise stopped
         if recursive and thread in (holder, seat):
@@ -130,13 +132,15 @@ def make_fast_path(
                     seat = 0
                 else:
                     seat = LEAVING
-                    while seat == LEAVING:
+                    tries = 0
+                    while seat == LEAVING and tries < _process.MOST_INTERRUPTIONS:
                         try:
                             leave(words)  # B6
                         except Forked:
                             pass
                         except BaseException as raised:
                             interruption = raised
+                            tries += 1
                 if interruption is not None:
                     raise interruption
                 return
@@ -178,6 +182,8 @@ def make_fast_path(
                         back = borrow_operand()
                     error = words.release_word(back, None, leaving)
                     break
+                except Forked:
+                    break  # we are a child that was forked meanwhile: the release is its parent's
                 except BaseException as raised:
                     tries += 1
                     if process is not _process.current or tries > _process.MOST_INTERRUPTIONS:

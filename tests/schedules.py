@@ -9,7 +9,12 @@ A schedule is a list of decisions.  Where the running thread could go on, switch
 their number is bounded; where it cannot (asleep, finished, killed), all others are tried.  Further decisions: the running
 process is killed here, the sleep of a thread is over (its poll interval or its deadline), a signal handler raises in it.
 
-What is not modelled: stores that pass loads (every operation takes effect at once), and times between steps.
+*Biased locks.*  The bytes of the biased path are steps, too: H, and the lowest one of W.  A store of H stays in a store buffer,
+where only its process sees it, for as long as it may: until that process makes a locked operation, sleeps or ends, or anybody
+calls membarrier.  (Or it is out at once, in a world without buffers.)  Between B0 and B2, and from B4 to B5, the interpreter
+doesn't switch threads, so other threads of that process must wait.
+
+What is not modelled: other stores that pass loads (every other operation takes effect at once), and times between steps.
 
 *Interrupts.*  `Interrupt` makes a signal pending just before any chosen bytecode, by a trace function that is no Python
 code.  CPython then delivers it where it would deliver it: it looks at signals only when a function starts, a call of
@@ -85,6 +90,7 @@ class _Thread:
         self.seconds = 0.0
         self.clock = 0.0
         self.raising: BaseException | None = None
+        self.keeps_others_out = False  # it is about to do what no other thread of its process can come before
 
     def _run(self) -> None:
         self.baton.acquire()
@@ -99,6 +105,7 @@ class _Thread:
             except BaseException as error:
                 scheduler.fail(f"thread {self.number}: {type(error).__name__}: {error}", error)
             if not scheduler.dooming:
+                scheduler.on_pause(self.process)
                 self.state = DONE
                 scheduler.steps.append((self.number, "ended", ""))
                 scheduler.hand_over(self)
@@ -145,6 +152,7 @@ class Scheduler:
         self.steps: list[tuple[int, str, Any]] = []
         self.tokens: dict[int, int] = {}
         self.ticks = 0
+        self.on_pause: Callable[[int], None] = lambda process: None  # a thread of that process ends or goes to sleep
 
     def close(self) -> None:
         self.open = False
@@ -196,14 +204,16 @@ class Scheduler:
 
     # What the running thread calls.
 
-    def step(self, what: str, where: Any) -> None:
-        """A thread is about to do something that others can see."""
+    def step(self, what: str, where: Any, *, alone: bool = False) -> None:
+        """A thread is about to do something that others can see.  ``alone``: no other thread of its process can come before."""
         thread = self.by_ident.get(threading.get_ident())
         if thread is None:
             return
         if self.dooming:
             raise Killed
+        thread.keeps_others_out = alone
         self.hand_over(thread)
+        thread.keeps_others_out = False
         self.steps.append((thread.number, what, where))
 
     def quiet(self) -> None:
@@ -215,6 +225,7 @@ class Scheduler:
         thread = self.by_ident[threading.get_ident()]
         if self.dooming:
             raise Killed
+        self.on_pause(thread.process)
         self.steps.append((thread.number, "sleeps", f"spot {spot}"))
         thread.state, thread.spot, thread.seconds = ASLEEP, spot, seconds
         thread.is_napping = seconds <= LONGEST_NAP
@@ -297,9 +308,11 @@ class Scheduler:
             assert current is not None
             options.append(("run", current, 0))
         price = 1 if goes_on else 0
-        asleep = [thread for thread in self.threads if thread.state is ASLEEP]
+        busy = {thread.process: thread for thread in self.threads if thread.keeps_others_out and thread.state is READY}
+        may_run = [thread for thread in self.threads if busy.get(thread.process, thread) is thread]
+        asleep = [thread for thread in may_run if thread.state is ASLEEP]
         if self.preemptions + price <= bound.preemptions:
-            for thread in self.threads:
+            for thread in may_run:
                 if thread is not current and thread.state is READY:
                     options.append(("run", thread, price))
             options += [("run", thread, price) for thread in asleep if self.tokens.get(thread.spot or 0)]
@@ -337,8 +350,9 @@ class Scheduler:
 class _View:
     """The words of one process: a memoryview whose accesses are steps."""
 
-    def __init__(self, words: memoryview, scheduler: Scheduler, names: dict[int, str]) -> None:
+    def __init__(self, words: memoryview, scheduler: Scheduler, names: dict[int, str], buffer: dict[int, int]) -> None:
         self.words = words
+        self.buffer = buffer  # bytes that only this process sees
         self.scheduler = scheduler
         self.names = names
 
@@ -352,7 +366,11 @@ class _View:
             self.scheduler.step("loads", self.names[index])
         else:
             self.scheduler.quiet()
-        return self.words[index]
+        word = self.words[index]
+        for place, value in self.buffer.items():
+            if place // 8 == index:
+                word = word & ~(0xFF << place % 8 * 8) | value << place % 8 * 8
+        return word
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if not isinstance(index, slice) and index in self.names:
@@ -360,6 +378,43 @@ class _View:
         else:
             self.scheduler.quiet()
         self.words[index] = value
+
+
+class _Bytes:
+    """The bytes of one process's mapping; those that stand alone in a slice are the ones of the biased path."""
+
+    def __init__(self, memory: memoryview, process: Process) -> None:
+        self.memory = memory
+        self.process = process
+
+    def __getitem__(self, where: slice) -> Any:
+        view = self.memory[where]
+        return _Byte(where.start, self.process) if len(view) == 1 else view
+
+    def __setitem__(self, where: Any, value: Any) -> None:
+        if isinstance(where, slice):
+            self.memory[where] = value
+        else:
+            _Byte(where, self.process)[0] = value
+
+
+class _Byte:
+    """H, or the lowest byte of W, of one process."""
+
+    def __init__(self, place: int, process: Process) -> None:
+        self.place = place
+        self.process = process
+        self.name = process.world.names.get(place // 8, f"byte {place}")
+
+    def __getitem__(self, index: int) -> int:
+        self.process.world.scheduler.step("loads a byte of", self.name, alone=True)
+        return self.process.memory[self.place]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self.process.world.scheduler.step(f"stores {value} in", self.name, alone=True)
+        self.process.buffer[self.place] = value
+        if not self.process.world.has_buffers:
+            self.process.drain()
 
 
 class _Taken(list[int]):
@@ -427,6 +482,9 @@ class Process:
 
         atomic.Words.pointer = pointer
         names = world.names
+        self.buffer: dict[int, int] = {}  # what it has stored in bytes, in order, and nobody else sees
+        system.register_membarrier = lambda: True
+        system.membarrier = world.membarrier
 
         def stepping(real: Callable[..., Any], what: str) -> Callable[..., Any]:
             def call(word: Any, first: Any, second: Any) -> Any:
@@ -435,6 +493,7 @@ class Process:
                     scheduler.step(what, names[place])
                 else:
                     scheduler.quiet()
+                self.drain()
                 return real(word, first, second)
 
             return call
@@ -447,11 +506,22 @@ class Process:
         else:
             fd = os.dup(world.processes[0].arena.segment.fd)
             self.arena = modules["_arena"].Arena.over(modules["_segment"].Segment(fd))
-        self.arena.words.view = _View(self.arena.words.view, scheduler, names)
+        self.memory = self.arena.segment.memory
+        bytes_of_it = _Bytes(self.memory, self)
+        type(self.arena.segment).memory = property(lambda segment: bytes_of_it)
+        self.arena.words.view = _View(self.arena.words.view, scheduler, names, self.buffer)
         self.blocks: list[Any] = []
+
+    def drain(self) -> None:
+        """What it has stored gets visible to all."""
+        for place, value in self.buffer.items():
+            self.memory[place] = value
+        self.buffer.clear()
 
     def reset(self) -> None:
         """As it was before its first schedule."""
+        self.buffer.clear()
+        self.modules["_bias"]._claims.clear()
         owned, parking = self.modules["_owned"], self.modules["_parking"]
         owned._in_child()
         self.arena.parking = None
@@ -473,7 +543,10 @@ class Process:
 class World:
     """Some processes, the blocks that they share, and what happened to them in the present schedule."""
 
-    def __init__(self, processes: int, *kinds: str, parameter: int = 0, first_word: int = 0, spots_each: int = 1) -> None:
+    def __init__(
+        self, processes: int, *kinds: str, parameter: int = 0, first_word: int = 0, spots_each: int = 1,
+        has_buffers: bool = False,
+    ) -> None:  # fmt: skip
         self.scheduler = Scheduler()
         self.names: dict[int, str] = {}  # words whose accesses are steps
         self.told: list[int] = []
@@ -481,7 +554,10 @@ class World:
         self.dead: set[int] = set()
         self.died_inside: list[bool] = []
         self.told_after_death = 0
+        self.may_have_died_inside = False  # on its way in or out by the biased path: nobody can tell
         self.spots_each = spots_each
+        self.has_buffers = has_buffers
+        self.scheduler.on_pause = lambda number: self.processes[number].drain()
         self.processes: list[Process] = []
         for number in range(processes):
             self.processes.append(Process(number, self))
@@ -498,7 +574,10 @@ class World:
             index = arena.take_block() or arena.take_block()
             arena.declare(index, declaration, [])
             self.starts.append((self.layout.block(index), first_word))
-            self.names[self.layout.block(index) + at.BLOCK_WORD] = kind if kinds.count(kind) == 1 else f"{kind} {number}"
+            name = kind if kinds.count(kind) == 1 else f"{kind} {number}"
+            self.names[self.layout.block(index) + at.BLOCK_WORD] = name
+            if code in (at.LOCK, at.RLOCK):
+                self.names[self.layout.block(index) + at.BLOCK_HOLDS] = f"H of {name}"
             for cell in range(cells):
                 self.names[self.layout.block(index) + at.BLOCK_CELLS + cell] = f"party {cell}"
             for process in self.processes:
@@ -511,6 +590,12 @@ class World:
     def close(self) -> None:
         self.scheduler.close()
 
+    def membarrier(self) -> bool:
+        self.scheduler.step("calls", "membarrier")
+        for process in self.processes:
+            process.drain()
+        return True
+
     def __enter__(self) -> World:
         return self
 
@@ -522,6 +607,7 @@ class World:
 
     def reset(self) -> None:
         self.told, self.inside, self.dead, self.died_inside, self.told_after_death = [], set(), set(), [], 0
+        self.may_have_died_inside = False
         for start, first_word in self.starts:
             for place in (self.at.BLOCK_DEAD, self.at.BLOCK_FOUND, self.at.BLOCK_SINCE):
                 self.memory[start + place] = 0
@@ -536,9 +622,14 @@ class World:
 
     def kill(self, process: int) -> None:
         """The scheduler killed that process."""
+        self.processes[process].drain()
         self.dead.add(process)
         self.inside.discard(process)
-        inside = self.word() & self.at.OWNER == self.processes[process].word
+        if self.is_being_revoked_from(process):  # what counts is its H when the one who revokes looks, or has looked
+            self.may_have_died_inside = True
+            self.told_after_death = 0
+            return
+        inside = self.ordinary() & self.at.OWNER == self.processes[process].word
         self.died_inside.append(inside)
         if inside:
             self.told_after_death = 0
@@ -558,6 +649,13 @@ class World:
         start = arena.layout.block(self.processes[0].blocks[block].index)
         word: int = self.processes[0].modules["_bias"].ordinary(self.memory, start, self.word(block))
         return word
+
+    def is_being_revoked_from(self, process: int) -> bool:
+        """Whether somebody has begun to revoke that process's bias, and not yet decided whether it is inside."""
+        w, at = self.word(), self.at
+        if w & at.REVOKED != at.REVOKING:
+            return False
+        return self.memory[self.starts[0][0] + at.BLOCK_BIASES + at.slot_in(w)] == self.processes[process].word
 
     def visit(self, who: int) -> None:
         """What the lock guards: one at a time."""

@@ -1,6 +1,6 @@
 """The biased path: the states of `shlock/_bias.py`, who dies or is interrupted in them, and a litmus test of its membarrier.
 
-A lock is biased here by setting its credit to zero: the next release then grants it, whatever SHLOCK_BIAS says.
+A lock is biased here by setting its credit to zero: the next release then grants it, and no other one, whatever the mode is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from test_fork import ForkEverywhere
 from test_signals import InThread, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _parking, _sys, cli
+from shlock import _bias, _fast_path, _parking, _sys, cli
 from shlock import _layout as at
 
 LABELS = ("C72 REVOKING", "C72 fence passed", "C73 an ordinary word", "C74 slot claimed")
@@ -66,6 +66,11 @@ def take_and_give_back(lock: Any) -> tuple[bool, int | None]:
     abandoned = lock.abandoned
     lock.release()
     return True, None if abandoned is None else abandoned.pid
+
+
+@pytest.fixture(autouse=True)
+def _no_bias_but_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bias, "_chosen", "never")
 
 
 @pytest.fixture(params=KINDS)
@@ -319,6 +324,44 @@ def test_a_revocation_goes_on_when_who_began_it_is_killed(label: str, is_inside:
     assert word_of(lock) in (0, at.PARKED)
 
 
+def test_who_sleeps_in_the_middle_of_a_revocation_does_no_harm_to_a_later_bias(lock: Any) -> None:
+    """The same slot is being revoked again when it wakes up, with the owner inside this time: only the generation differs."""
+    page = Page()
+    bias(lock)
+
+    def sleep_in_the_middle() -> bool:
+        look = _bias.ordinary
+
+        def look_and_sleep(view: memoryview, start: int, w: int) -> int:
+            seen = look(view, start, w)
+            if not page[READY]:
+                page[READY] = 1
+                eventually(lambda: page[OVER])
+            return seen
+
+        _bias.ordinary = look_and_sleep
+        got: bool = lock.acquire(False)
+        return got
+
+    def begin_a_revocation() -> None:
+        watch_steps(DieAtLabel(LABELS[0], 1), lock)
+        lock.acquire()
+
+    sleeper = Child(sleep_in_the_middle)
+    eventually(lambda: page[READY])
+    slot = lock._words.slot
+    bias(lock)
+    assert lock._words.slot == slot
+    lock.acquire()
+    assert Child(begin_a_revocation).wait() == -signal.SIGKILL
+    assert word_of(lock) & at.REVOKED == at.REVOKING
+    page[OVER] = 1
+    assert sleeper.result() is False
+    assert lock.owner.pid == os.getpid()
+    lock.release()
+    assert not lock.locked()
+
+
 def test_a_process_that_is_killed_when_it_is_about_to_be_granted_the_bias_is_abandoned(lock: Any) -> None:
     def die() -> None:
         watch_steps(DieAtLabel(LABELS[3], 1), lock)
@@ -461,6 +504,28 @@ class Grant(Trial):
         bias(self.lock)
 
 
+def test_what_can_never_be_finished_is_given_up(lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises at each attempt is no signal handler: it comes out, instead of being tried for ever."""
+
+    def fail(words: Any) -> None:
+        raise MemoryError
+
+    bias(lock)
+    lock.acquire()
+    _bias.revoke(lock._words, word_of(lock))
+    monkeypatch.setattr(_fast_path, "leave", fail)
+    with pytest.raises(MemoryError):
+        lock.release()
+    other = type(lock)()
+    want_it(other)
+    with other:
+        pass
+    assert is_biased(other)
+    _bias.revoke(other._words, word_of(other))
+    with pytest.raises(MemoryError):
+        other.acquire()
+
+
 @pytest.fixture
 def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parking, "POLL_INTERVAL", 10_000.0)
@@ -494,6 +559,99 @@ def test_a_fork_anywhere_in_what_follows_a_revocation_leaves_both_sides_right(lo
 
     ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
     assert not lock.locked()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fork_anywhere_in_a_release_that_grants_the_bias_leaves_it_to_the_parent(kind: str) -> None:
+    """The child's copy of the release does nothing, and says nothing."""
+    locks: list[Any] = []
+    parent = os.getpid()
+
+    def prepare() -> None:
+        locks[:] = [KINDS[kind]()]
+        locks[0].acquire()
+        want_it(locks[0])
+
+    def operate() -> None:
+        try:
+            locks[0].release()
+        except (AssertionError, ValueError):
+            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
+
+    def in_child() -> None:
+        lock = locks[0]
+        assert lock._words.seat.cell_contents == _bias.AWAY
+        assert take_and_give_back(lock) == (True, None)
+        bias(lock)
+
+    def in_parent() -> None:  # the child may have come before R1', as a waiter: then there is no bias
+        assert locks[0]._words.seat.cell_contents in (0, _bias.AWAY)
+        assert take_and_give_back(locks[0]) == (True, None)
+
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
+
+
+class LateChildren(ForkEverywhere):
+    """The child goes on only when the parent has finished its own copy, and what comes after it."""
+
+    def __init__(self, page: Page) -> None:
+        super().__init__()
+        self.page = page
+
+    def _fork(self) -> None:
+        super()._fork()
+        if self.is_child():
+            eventually(lambda: self.page[READY])
+
+
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_a_child_that_was_forked_in_a_release_and_goes_on_late_writes_nothing_in_its_parents_name(is_revoked: bool) -> None:
+    """By then its parent has been granted the bias, and is inside: its H, its slot and its generation are as they were.
+
+    is_revoked  what is forked is not the release that grants the bias, but the release of what was revoked
+    """
+    page, parent = Page(), os.getpid()
+    locks: list[Any] = []
+
+    def seen() -> list[int]:
+        words = locks[0]._words
+        return words.view[words.block.start : words.block.start + at.BLOCK_CONFIRMED].tolist()
+
+    def prepare() -> None:
+        page[READY] = 0
+        lock = shlock.Lock()
+        locks[:] = [lock]
+        if is_revoked:
+            bias(lock)
+        lock.acquire()
+        if is_revoked:
+            _bias.revoke(lock._words, word_of(lock))
+        else:
+            want_it(lock)
+
+    def operate() -> None:
+        try:
+            locks[0].release()
+        except ValueError:
+            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
+
+    def in_parent() -> None:
+        lock = bias(locks[0])
+        lock.acquire()
+        before = seen()
+        page[READY] = 1
+        eventually(lambda: children.pid is None or not is_running(children.pid))
+        assert seen() == before
+        assert is_biased(lock)
+        lock.release()
+
+    children = LateChildren(page)
+    children.run(prepare, operate, lambda: None, in_parent, 5)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a child of this process has not ended yet."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def test_a_child_that_is_forked_inside_is_not_the_owner(lock: Any) -> None:

@@ -246,7 +246,8 @@ def test_a_lock_whose_word_has_any_flags_works_or_raises(flags: int, owner: str)
             assert lock.acquire(timeout=PATIENCE)
             lock.release()
     assert not lock.locked()
-    assert lock._words.view[lock._block.word] == 0, "flags that mean nothing stay, and with them the slow way in"
+    words = (0, lock._words.biased)  # of a bias that this process has been granted, or else 0 as well
+    assert lock._words.view[lock._block.word] in words, "flags that mean nothing stay, and with them the slow way in"
 
 
 @pytest.mark.parametrize("target", range(1, 12))

@@ -210,6 +210,40 @@ def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
     assert not lock.locked()
 
 
+def test_a_fork_anywhere_in_release_with_a_waiter_releases_once(lock: Any) -> None:
+    """The waiter, a thread of the parent, comes in; the child's copy of the release does nothing and says nothing."""
+    parent = os.getpid()
+    waiting: list[threading.Thread] = []
+
+    def wait() -> None:
+        with lock:
+            pass
+
+    def prepare() -> None:
+        assert lock.acquire()
+        waiting[:] = [threading.Thread(target=wait)]
+        waiting[0].start()
+        eventually(lambda: lock.waiters)
+
+    def operate() -> None:
+        try:
+            lock.release()
+        except (AssertionError, ValueError):
+            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
+
+    def in_child() -> None:
+        assert owner_pid(lock) != os.getpid()
+        assert lock.acquire()
+        lock.release()
+
+    def in_parent() -> None:
+        waiting[0].join(PATIENCE)
+        assert not waiting[0].is_alive()
+
+    ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
+    eventually(lambda: not lock.locked())
+
+
 def test_a_fork_anywhere_in_a_with_statement_is_left_by_its_owner_only(lock: Any) -> None:
     def prepare() -> None:
         pass
