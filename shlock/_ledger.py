@@ -163,6 +163,10 @@ class Ledger:
         first = SITES + slot * SITE_BYTES
         self.memory[first : first + SITE_BYTES] = text.encode("utf-8", "replace")[-SITE_BYTES + 1 :].ljust(SITE_BYTES, b"\0")
 
+    def has_lifts(self) -> bool:
+        """Whether a thread of its process is lifted, as far as a supervisor has said."""
+        return any(self.view[LIFTS : LIFTS + MOST_LIFTS * LIFT_WORDS : LIFT_WORDS].tolist())
+
     def close(self) -> None:
         """Let go of mapping and descriptor; views that are still out keep the memory."""
         fd, self.fd = self.fd, -1

@@ -346,8 +346,7 @@ class Grant(Slot):
 
     def tell_if_lifted(self) -> None:
         """After X3: the supervisor may put back the priority of a thread that it lifted."""
-        end = _ledger.LIFTS + _ledger.MOST_LIFTS * _ledger.LIFT_WORDS
-        if self.rings and any(self.view[_ledger.LIFTS : end : _ledger.LIFT_WORDS].tolist()):
+        if self.rings and self.ledger.has_lifts():
             self.connection.ring({"op": "settled", "slot": self.number})
 
     @property
