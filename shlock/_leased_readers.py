@@ -43,6 +43,7 @@ for a lease loses its record, and begins again when it does come.
 from __future__ import annotations
 
 from _thread import get_ident
+from contextlib import nullcontext
 from typing import Any, Final
 
 from . import _layout as at
@@ -118,10 +119,12 @@ class LeasedRWWords(RWWords):
                 raise_for(slot)
         return slot
 
-    def enter_slowly(self, hold: ReadHold, timeout: float | None) -> None:
+    def enter_slowly(self, hold: ReadHold, timeout: float | None, preempt: bool = False) -> None:
         deadline = None if timeout is None else SYSTEM.monotonic() + timeout
         while True:
-            super().enter_slowly(hold, timeout if deadline is None else max(0.0, deadline - SYSTEM.monotonic()))  # E1
+            left = timeout if deadline is None else max(0.0, deadline - SYSTEM.monotonic())
+            with self.grant.preempts() if preempt else nullcontext():
+                super().enter_slowly(hold, left)  # E1
             if crash_points:
                 crash_points[0]("C65 record taken, no deadline")
             slot, ends = hold.slot, SYSTEM.monotonic_ns() + self.grant.lease_ns
@@ -148,9 +151,13 @@ class LeasedRWWords(RWWords):
 
     def lose(self, hold: ReadHold) -> None:
         """T3 has taken the record away: begin again, without one."""
-        self.leave(hold)
-        hold.take.tried = hold.back.tried = None
+        self.step_back(hold)
         hold.is_in_line = False
+
+    def announce(self, reads: bool) -> None:
+        grant: Grant = self.grant
+        if grant.preempting:
+            grant.ask_for_preemption(reads)
 
     def leave(self, hold: ReadHold) -> None:
         slot = hold.slot

@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from _thread import get_ident
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -302,10 +302,24 @@ class Grant(Slot):
             reason = f"its contract does not allow to preempt, only {', '.join(self.terms.operations)}"
             raise ContractDenied(self.text, reason, rule)
 
-    def ask_for_preemption(self) -> None:
-        """The calling thread is about to sleep.  Asked again at each poll: there may be another holder by then."""
+    @contextlib.contextmanager
+    def preempts(self) -> Iterator[None]:
+        """Whoever has lower precedence is thrown out while the calling thread waits in here.  ContractDenied."""
+        self.check_preemption()
+        thread = get_ident()
+        try:
+            self.preempting.add(thread)
+            yield
+        finally:
+            _process.to_the_end(lambda: self.preempting.discard(thread))
+
+    def ask_for_preemption(self, reads: bool = False) -> None:
+        """The calling thread is about to sleep.  Asked again at each poll: there may be another holder by then.
+
+        ``reads``: it waits to read, and readers are not in its way.
+        """
         if get_ident() in self.preempting and self.process is _process.current:
-            self.connection.ring({"op": "preempt", "slot": self.number})
+            self.connection.ring({"op": "preempt", "slot": self.number, "reads": reads})
 
     def announce_wait(self) -> None:
         """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from _thread import get_ident
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from . import _layout as at
@@ -131,7 +132,7 @@ class RWLock(_Owned):
 
     # -- holding it ---------------------------------------------------------------------------------------------------
 
-    def read(self, timeout: float | None = None) -> Reading:
+    def read(self, timeout: float | None = None, preempt: bool = False) -> Reading:
         """``with rwlock.read() as lease:`` hold it together with other readers; ``lease`` is None for one without a lease.
 
         Blocks while somebody writes or waits to write; TimeoutError after ``timeout`` seconds.  A thread that reads already
@@ -144,18 +145,21 @@ class RWLock(_Owned):
         terms = self._terms
         if terms is not None and "read" not in terms.operations:
             self._refuse("read")
-        if timeout is None:
+        if timeout is None and not preempt:
             return self._reading
         deadline_after(timeout)
-        return Reading(self._words, timeout)
+        self._check_preemption(preempt)
+        return Reading(self._words, timeout, preempt)
 
-    def write(self, timeout: float | None = None) -> Writing:
+    def write(self, timeout: float | None = None, preempt: bool = False) -> Writing:
         """``with rwlock.write() as lease:`` hold it alone; ``lease`` is None for one without a lease.
 
         Blocks until the readers and the writer that are inside have left; TimeoutError after ``timeout`` seconds.  RuntimeError
         in a thread that reads or writes already.
         """
-        return Writing(self._words, self._lock.acquire, self._lock.__exit__, self._give_back, timeout)
+        self._check_preemption(preempt)
+        acquire = partial(self._lock.acquire, preempt=True) if preempt else self._lock.acquire
+        return Writing(self._words, acquire, self._lock.__exit__, self._give_back, timeout, preempt)
 
     @contextmanager
     def repair(self) -> Iterator[Abandoned | None]:
@@ -189,6 +193,13 @@ class RWLock(_Owned):
         with writing:
             yield words.abandoned()
 
+    def _check_preemption(self, preempt: bool) -> None:
+        if not preempt:
+            return
+        if self._terms is None:
+            raise ValueError(f"{describe(self._block)}: preempt= needs lease=: without a lease there is no precedence")
+        self._words.grant.check_preemption()
+
     def _refuse(self, what: str) -> None:
         contract, allowed = self.contract, ", ".join(self._terms.operations if self._terms is not None else ())
         reason = f"its contract does not allow to {what}, only {allowed}"
@@ -198,7 +209,7 @@ class RWLock(_Owned):
 
     def locked(self) -> bool:
         """Whether somebody reads or writes, or has closed the door to write."""
-        return bool(self._words.owners()) or self._words.anybody_reads()
+        return bool(self._words.view[self._block.word] & at.OWNER) or self._words.anybody_reads()
 
     @property
     def readers(self) -> int:

@@ -1,9 +1,9 @@
 """Priority inheritance: who holds what a thread with a better scheduling priority waits for is lifted to it, and put back.
 
 Only among contracts that inherit, on both sides.  Whoever waits says so in the WAITS of its own ledger and rings at the
-supervisor's socket; THREAD, in the ledger of the process that W names, says which thread has the lock.  While somebody waits, whoever has
-the lock, or is lifted, the supervisor also looks every 10 ms: that is what a lost message costs, a holder that changes without
-one, and a waiter whose priority is changed while it waits.
+supervisor's socket; THREAD, in the ledger of the process that W names, says which thread has the lock.  While somebody waits,
+whoever has the lock, or is lifted, the supervisor also looks every 10 ms: that is what a lost message costs, a holder that
+changes without one, and a waiter whose priority is changed while it waits.
 
     # a thread                  scheduled as              the supervisor has    entered by           leaves to
     # OWN       not lifted      its own priority          nothing               -                    LIFTED
@@ -27,9 +27,9 @@ one, and a waiter whose priority is changed while it waits.
     # S-I5 changed to another    both     NEXT           the same: GIVEN and NEXT are both ours
     # S-I6 restored              both     OWN            as S-I2
 
-The next supervisor finds the records when a client says hello, which one does that has a contract or a record, or when it adopts
-a holder that is stuck.  Until there is one, a lifted thread stays lifted.  Who dies needs nothing: its record goes with its ledger.
-All of this is a model, too: ``tests/model/inheritance.pml``.
+The next supervisor finds the records when a client says hello, which everybody does who has a contract or a record, or when it
+adopts a holder that is stuck.  Until there is one, a lifted thread stays lifted.  Who dies needs nothing: its record goes with
+its ledger.  All of this is a model, too: ``tests/model/inheritance.pml``.
 
 A lift is two system calls, and the program may change one of two things, so the policy with its real-time priority and the nice
 value are compared apart.  A program that sets exactly what it was given can't be told from us.
@@ -40,8 +40,8 @@ values count only among the threads of one session where the kernel groups them 
 pidfd for priorities, and no compare-exchange: between the look at /proc and the call, a thread could end and its number come
 round again, and what its program sets in that moment is lost.
 
-A thread may be lifted by one supervisor only: another one would take what this one has set for its own.  So a process inherits in
-one domain.
+A thread may be lifted by one supervisor only: another one would take what this one has set for its own.  So a process inherits
+in one domain.
 
 The supervisor must run before those whom it serves: from the first contract that inherits, its thread has SCHED_FIFO itself.
 """
@@ -118,7 +118,7 @@ class Priority:
     def lifted_to(self, other: Priority, *, reset_on_fork: bool) -> Priority:
         """This priority, made as good as a better one.  Of SCHED_DEADLINE, which can't be given away, the best below it.
 
-        No nice value gets worse by it, so that N5 does not keep from being restored what was there: under SCHED_IDLE it does not
+        No nice value gets worse by it, so that N5 does not keep us from restoring what was there: under SCHED_IDLE it does not
         count, and who is lifted from there with a better one than its waiter's is as good as that.
         """
         flag = os.SCHED_RESET_ON_FORK if reset_on_fork else self.policy & os.SCHED_RESET_ON_FORK

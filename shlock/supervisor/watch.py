@@ -103,6 +103,7 @@ class Supervised:
         "granted_at",
         "inherits",
         "may_preempt",
+        "may_write",
         "name",
         "place",
         "precedence",
@@ -130,7 +131,7 @@ class Supervised:
         self.raises = raises
         self.rule = rule
         self.inherits = inherits
-        self.may_preempt = False  # until the process itself presents the contract to this supervisor
+        self.may_preempt = self.may_write = False  # until the process itself presents the contract to this supervisor
         self.start = arena.layout.block(block)
         self.place = self.start + at.BLOCK_WORD
         self.view = arena.words.view
@@ -456,17 +457,31 @@ class Watch:
         elif verdict is Verdict.TAKE_AWAY:
             self.take_away(contract)
 
-    def preempt(self, by: Supervised) -> None:
-        """A thread waits that may throw out who has lower precedence: end the present hold, if that is so.
+    def preempt(self, by: Supervised, *, reads: bool = False) -> None:
+        """A thread waits that may throw out who has lower precedence: end the present holds of those.
 
-        Both precedences are those that were granted; what stands in shared memory says only who the holder is.
+        reads  it waits to read: readers are not in its way
+
+        All precedences are those that were granted; what stands in shared memory says only who the holders are.  A writer that
+        is at the door is none: it lets better ones go first by itself.
         """
         places = self._places.get(by.arena.identity)
-        holder = None if places is None else places.holders.get(by.block, {}).get(at.process_in(by.view[by.place]))
-        if holder is not None and by.may_preempt and holder.precedence < by.precedence:
-            self.look()  # so that the hold has been seen
-            holder.watched.end(SYSTEM.monotonic_ns(), at.PREEMPTED)
-            self.due = 0
+        if places is None or not by.may_preempt:
+            return
+        holds = [
+            hold
+            for contract in places.holders.get(by.block, {}).values()
+            if contract.precedence < by.precedence
+            for hold in contract.holds()
+            if hold.is_told or (by.may_write and not reads)
+        ]
+        if not holds:
+            return
+        self.look()  # so that the holds have been seen
+        for hold in holds:
+            if not hold.is_at_the_door():
+                hold.watched.end(SYSTEM.monotonic_ns(), at.PREEMPTED)
+                self.due = 0
 
     def terminate(self, contract: Supervised, reason: str) -> None:
         """K1: ask the holder to leave."""
