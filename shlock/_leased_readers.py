@@ -42,6 +42,7 @@ for a lease loses its record, and begins again when it does come.
 
 from __future__ import annotations
 
+import threading
 from _thread import get_ident
 from contextlib import nullcontext
 from typing import Any, Final
@@ -106,6 +107,8 @@ class LeasedRWWords(RWWords):
         if not slot.is_open:
             grant.connection.use_for_reader(slot.number, grant, self.block, cell[0])
             slot.is_open = True
+        if grant.terms.inherit:
+            slot.view[_ledger.THREAD + slot.number] = threading.get_native_id()
         return super().claim(hold, cell)
 
     def _slot_of(self, grant: Grant, place: int) -> ReaderSlot:
@@ -123,8 +126,12 @@ class LeasedRWWords(RWWords):
         deadline = None if timeout is None else SYSTEM.monotonic() + timeout
         while True:
             left = timeout if deadline is None else max(0.0, deadline - SYSTEM.monotonic())
-            with self.grant.preempts() if preempt else nullcontext():
-                super().enter_slowly(hold, left)  # E1
+            grant: Grant = self.grant
+            with grant.preempts() if preempt else nullcontext():
+                try:
+                    super().enter_slowly(hold, left)  # E1
+                finally:
+                    grant.settle_wait()
             if crash_points:
                 crash_points[0]("C65 record taken, no deadline")
             slot, ends = hold.slot, SYSTEM.monotonic_ns() + self.grant.lease_ns
@@ -156,8 +163,13 @@ class LeasedRWWords(RWWords):
 
     def announce(self, reads: bool) -> None:
         grant: Grant = self.grant
+        if grant.rings:
+            grant.announce_wait(reads)
         if grant.preempting:
             grant.ask_for_preemption(reads)
+
+    def settle_wait(self) -> None:
+        self.grant.settle_wait()
 
     def leave(self, hold: ReadHold) -> None:
         slot = hold.slot
@@ -169,10 +181,14 @@ class LeasedRWWords(RWWords):
         self._leave_seat(hold)  # X3
         if self.view[self.gate] & at.CROWDED:
             self.after_leaving(hold)  # Y5
+        if self.grant.rings:
+            self.grant.tell_if_lifted()
 
     def _leave_seat(self, hold: ReadHold) -> None:
         slot: Any = hold.slot
         if slot is not None:
             if slot.seat is hold:
+                if self.grant.terms.inherit and hold.process is _process.current:  # a forked child has no ledger of its own yet
+                    slot.view[_ledger.THREAD + slot.number] = 0
                 slot.seat = None
             hold.slot = None

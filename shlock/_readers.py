@@ -208,6 +208,9 @@ class RWWords(OwnedWords):
     def announce(self, reads: bool) -> None:
         """The calling thread is about to sleep, or to sleep on: who should know of it under a lease is told."""
 
+    def settle_wait(self) -> None:
+        """And it is told when the thread waits no more."""
+
     def after_leaving(self, hold: ReadHold) -> None:
         """L2."""
         g = self.view[self.gate]
@@ -297,7 +300,10 @@ class RWWords(OwnedWords):
             crash_points[0]("C56 DRAINING set")
         self.move_deadline()
         with self.grant.preempts() if preempt else nullcontext():
-            return self.parking.park(_Drainer(self, gave_way_to), deadline)
+            try:
+                return self.parking.park(_Drainer(self, gave_way_to), deadline)
+            finally:
+                self.settle_wait()
 
     def let_in(self, least: int) -> None:
         """W2, and W4 where there is precedence: let in who is in line, with precedence only who has so much, and wake them."""

@@ -321,8 +321,11 @@ class Grant(Slot):
         if get_ident() in self.preempting and self.process is _process.current:
             self.connection.ring({"op": "preempt", "slot": self.number, "reads": reads})
 
-    def announce_wait(self) -> None:
-        """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one."""
+    def announce_wait(self, reads: bool = False) -> None:
+        """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one.
+
+        ``reads``: it waits for the writer of an RWLock, and not for readers.
+        """
         if self.process is not _process.current:
             return
         thread = threading.get_native_id()
@@ -332,7 +335,7 @@ class Grant(Slot):
         if thread not in self.announced:
             self.announced[thread] = None
             if self.terms.inherit:
-                self._write_wait(thread)
+                self._write_wait(thread | (_ledger.WAIT_READS if reads else 0))
         if self.connection.ring({"op": "waiting", "slot": self.number}):
             self.announced[thread] = bell
 
@@ -353,7 +356,7 @@ class Grant(Slot):
             return
         word = thread | self.number + 1 << _ledger.WAIT_SLOT_SHIFT
         for index, found in enumerate(self.view[_ledger.WAITS : _ledger.WAITS + _ledger.MOST_WAITS].tolist()):
-            if found == word:
+            if found & ~_ledger.WAIT_READS == word:
                 self.view[_ledger.WAITS + index] = 0
         self.connection.ring({"op": "settled", "slot": self.number})
         self.announced.pop(thread, None)

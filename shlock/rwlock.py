@@ -84,9 +84,10 @@ class RWLock(_Owned):
         operations: Collection[str] = OPERATIONS,
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        inherit: bool = False,
         ctx: Any = None,
     ) -> None:
-        terms = self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, OPERATIONS)
+        terms = self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, OPERATIONS, inherit)
         if readers is not None:
             if isinstance(readers, bool) or not isinstance(readers, int):
                 raise TypeError(f"readers must be an int, not {type(readers).__name__}")

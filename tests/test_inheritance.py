@@ -706,9 +706,10 @@ def hold_while_a_thread_waits(lock: Any) -> tuple[tuple[int, int, int], tuple[in
     return meanwhile, scheduled(0)
 
 
-def test_inherit_needs_a_lease() -> None:
+@pytest.mark.parametrize("kind", [shlock.Lock, shlock.RWLock])
+def test_inherit_needs_a_lease(kind: Any) -> None:
     with pytest.raises(ValueError, match="inherit= needs lease="):
-        shlock.Lock("x", inherit=True)
+        kind("x", inherit=True)
 
 
 # -- what dies ------------------------------------------------------------------------------------------------------------
@@ -953,6 +954,164 @@ def test_a_supervisor_that_ends_puts_everybody_back(domain: str, page: Page) -> 
         page[OVER] = 1
         server.result()
         assert scheduled(holder.pid) == (OTHER, 0, 0)
+
+
+# -- readers and writers --------------------------------------------------------------------------------------------------
+
+
+def table(domain: str, **options: Any) -> Any:
+    return shlock.RWLock("table", domain=domain, lease=LONG, **{"inherit": True, **options})
+
+
+def go_in(domain: str, page: Page, how: str, own: tuple[int, int, int], inherit: bool = True) -> tuple[int, int, int]:
+    """Read or write until told to go; how we are scheduled afterwards, once that is as before or nobody restores it."""
+    rwlock = table(domain, inherit=inherit)
+    become(*own)
+    with getattr(rwlock, how)():
+        page[INSIDE] += 1
+        eventually(lambda: page[GO])
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: scheduled(0) == own)
+    return scheduled(0)
+
+
+LOW = (OTHER, 0, 0)
+
+
+def inside(domain: str, page: Page, how: str, own: tuple[int, int, int] = LOW, inherit: bool = True) -> Child:
+    before = page[INSIDE]
+    child = Child(go_in, domain, page, how, own, inherit)
+    eventually(lambda: page[INSIDE] > before or not child.is_alive())
+    assert page[INSIDE] > before, child.result()
+    return child
+
+
+def waits(domain: str, page: Page, how: str, own: tuple[int, int, int]) -> Child:
+    child = Child(go_in, domain, page, how, own)
+    eventually(lambda: child.pid in waiting(domain) or not child.is_alive())
+    assert child.is_alive(), child.result()
+    return child
+
+
+def waiting(domain: str) -> set[int]:
+    shots = [one for seen in snapshot.domains() if seen.domain == domain for one in seen.primitives]
+    return {waiter.pid for shot in shots for waiter in shot.waiters}
+
+
+@privileged
+@served
+def test_a_writer_lifts_every_reader_that_it_waits_for(domain: str, page: Page) -> None:
+    own = [LOW, (OTHER, 0, 9), (RR, 4, 0)]
+    readers = [inside(domain, page, "read", priority) for priority in own]
+    better = inside(domain, page, "read", (FIFO, 20, 0))
+    plain = inside(domain, page, "read", LOW, False)
+    writer = waits(domain, page, "write", (FIFO, 10, 0))
+    lifted = [(FIFO, 10, 0), (FIFO, 10, 9), (RR, 10, 0)]
+    eventually(lambda: all(is_lifted_to(reader, *to) for reader, to in zip(readers, lifted, strict=True)))
+    assert (scheduled(better.pid), scheduled(plain.pid)) == ((FIFO, 20, 0), LOW)
+    found = contracts_of(domain)
+    assert {entry["pid"]: entry["lifted"] for entry in found}[readers[0].pid] == "from nice 0 to SCHED_FIFO 10"
+    page[GO] = 1
+    assert [reader.result() for reader in readers] == own
+    assert (better.result(), writer.result(), plain.result()) == ((FIFO, 20, 0), (FIFO, 10, 0), LOW)
+
+
+@privileged
+@served
+def test_a_reader_lifts_the_writer_and_not_the_readers_that_wait_beside_it(domain: str, page: Page) -> None:
+    writer = inside(domain, page, "write")
+    other = waits(domain, page, "read", LOW)
+    reader = waits(domain, page, "read", (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(writer, FIFO, 10, 0))
+    reader.kill()
+    eventually(lambda: scheduled(writer.pid) == LOW)
+    assert scheduled(other.pid) == LOW
+    page[GO] = 1
+    assert (writer.result(), other.result()) == (LOW, LOW)
+    assert told(domain, "lifted", "restored") == ["lifted", "restored"]
+
+
+@privileged
+@served
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_a_lift_goes_on_from_the_writer_at_the_door_to_the_readers(domain: str, page: Page, how: str) -> None:
+    reader = inside(domain, page, "read")
+    at_the_door = waits(domain, page, "write", LOW)
+    assert scheduled(reader.pid) == LOW
+    high = waits(domain, page, how, (FIFO, 10, 0))
+    for child in (reader, at_the_door):
+        eventually(lambda child=child: is_lifted_to(child, FIFO, 10, 0))
+    high.kill()
+    for child in (reader, at_the_door):
+        eventually(lambda child=child: scheduled(child.pid) == LOW)
+    page[GO] = 1
+    assert (reader.result(), at_the_door.result()) == (LOW, LOW)
+
+
+@privileged
+@served
+def test_only_the_threads_that_read_are_lifted_and_a_reader_waits_for_no_thread_that_is_on_its_way(
+    domain: str, page: Page
+) -> None:
+    """One thread of a process reads, one waits to write; a better thread of it waits for the writer."""
+
+    def read_in_one_of_three_threads() -> list[tuple[int, int, int]]:
+        rwlock = table(domain)
+        numbers: dict[str, int] = {}
+
+        def low() -> None:
+            numbers["low"] = threading.get_native_id()
+            with rwlock.read():
+                page[INSIDE] = 1
+                eventually(lambda: page[GO])
+            eventually(lambda: page[OVER])
+
+        def idle() -> None:
+            numbers["idle"] = threading.get_native_id()
+            eventually(lambda: page[OVER])
+
+        threads = [threading.Thread(target=function) for function in (low, idle)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(numbers) == 2 and scheduled(numbers["low"])[1] == 10)
+        found = [scheduled(numbers[name]) for name in ("low", "idle")]
+        page[GO] = 1
+        eventually(lambda: scheduled(numbers["low"]) == LOW)
+        page[OVER] = 1
+        for thread in threads:
+            thread.join()
+        return [*found, scheduled(0)]
+
+    child = Child(read_in_one_of_three_threads)
+    eventually(lambda: page[INSIDE])
+    writer = Child(go_in, domain, page, "write", (FIFO, 10, 0))
+    assert child.result() == [(FIFO | RESET, 10, 0), LOW, LOW]
+    writer.result()
+
+
+@privileged
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_the_next_supervisor_goes_on_lifting_who_holds_an_rwlock_or_puts_it_back(domain: str, page: Page, how: str) -> None:
+    server = start_server(domain)
+    holder = inside(domain, page, how)
+    with nobody_starts_a_supervisor(domain):
+        waiter = waits(domain, page, "write", (FIFO, 10, 0))
+        eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+        server.kill()
+        server = start_server(domain)
+        eventually(lambda: any(entry["lifted"] for entry in contracts_of(domain)))
+        assert is_lifted_to(holder, FIFO, 10, 0)
+        server.kill()
+        waiter.kill()
+        start_server(domain)
+    eventually(lambda: scheduled(holder.pid) == LOW)
+    page[GO] = 1
+    assert holder.result() == LOW
+
+
+def contracts_of(domain: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _client.ask(domain, {"op": "contracts", "from": 0})["contracts"]
+    return found
 
 
 # -- at random ------------------------------------------------------------------------------------------------------------

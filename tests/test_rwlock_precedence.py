@@ -27,7 +27,7 @@ import shlock
 from shlock import _sys
 from shlock.errors import ContractDenied, LeaseExpired
 
-INSIDE, OVER, STAYED, COUNT, GO, READY = range(6)  # words of the page
+INSIDE, OVER, STAYED, COUNT, GO, READY, COME = range(7)  # words of the page
 FIRST = 16  # who came, in this order; and what everybody does
 ALL = ("read", "write", "preempt")
 #: At which of the source's labels a process is killed here.
@@ -211,7 +211,7 @@ def hold(domain: str, page: Page, how: str, rank: int = 0) -> Child:
 
 
 def order(page: Page, count: int) -> list[int]:
-    eventually(lambda: page[COUNT] == count)
+    eventually(lambda: page[COUNT] >= count)
     return [page[FIRST + place] for place in range(count)]
 
 
@@ -298,12 +298,16 @@ def test_it_gives_way_once_to_one_that_is_stopped_and_gets_in(domain: str) -> No
     page[GO] = 1
     holder = hold(domain, page, "read")
     low = line_up(domain, page, ("write", 1))[0]
+    low.stop()  # at the door, until the better one sleeps
     better = Child(come, domain, page, 5, "write", 2)
     wait_in_line(domain, better)
     better.stop()
+    low.go_on()
+    eventually(lambda: seen(domain).owner is None)
+    eventually(lambda: (owner := seen(domain).owner) is not None and owner.pid == low.pid)
     page[OVER] = 1
     holder.result()
-    eventually(lambda: page[COUNT])
+    assert order(page, 1) == [1]
     low.result()
     better.go_on()
     better.result()
@@ -342,7 +346,7 @@ def test_readers_go_on_when_the_chosen_writer_dies_or_is_stopped(domain: str, is
 def die_at(domain: str, page: Page, rank: int, how: str, label: str) -> None:
     _sys.crash_points[:] = [DieAtLabel(label, 1).label]
     rwlock = table(domain, rank)
-    page[READY] = 1
+    page[READY] += 1
     with getattr(rwlock, how)():
         pass
     raise AssertionError(f"never came to {label!r}")
@@ -368,18 +372,29 @@ STEPS_OF_READER = (
 )
 
 
+def come_when_told(domain: str, page: Page, rank: int, how: str, number: int) -> None:
+    rwlock = table(domain, rank)
+    page[READY] += 1
+    eventually(lambda: page[COME])
+    with told(), getattr(rwlock, how)(PATIENCE):
+        page[FIRST + page[COUNT]] = number
+        page[COUNT] += 1
+
+
 @pytest.mark.parametrize("is_supervised", [True, False])
-@pytest.mark.parametrize("label", STEPS_OF_WRITER)
-def test_the_others_go_on_when_a_writer_dies_among_readers_and_a_better_writer(
+@pytest.mark.parametrize("label", [*STEPS_OF_WRITER, *STEPS_OF_READER])
+def test_the_others_go_on_when_one_dies_among_readers_and_writers_with_ranks(
     domain: str, label: str, is_supervised: bool
 ) -> None:
-    """It comes after a worse writer, finds a line, waits for a reader of it, and gives way."""
+    """A writer of rank 3 comes after another one, finds readers in line, waits for one of them, and gives way to a better."""
     page = Page(64)
     holder = hold(domain, page, "write")
     reader = line_up(domain, page, ("read", 3))[0]
-    victim = Child(die_at, domain, page, 3, "write", label)
-    eventually(lambda: page[READY])
-    eventually(lambda: victim.pid in waiting(domain) or not victim.is_alive())
+    others = [Child(come_when_told, domain, page, rank, how, 2) for how, rank in (("write", 5), ("read", 1))]
+    eventually(lambda: page[READY] == len(others))
+    victim = Child(die_at, domain, page, 3, "write" if label in STEPS_OF_WRITER else "read", label)
+    eventually(lambda: page[READY] == len(others) + 1)
+    eventually(lambda: not victim.is_alive() or victim.pid in waiting(domain))
     supervisor = supervisor_of(domain)
     assert supervisor is not None
     if not is_supervised:
@@ -387,21 +402,14 @@ def test_the_others_go_on_when_a_writer_dies_among_readers_and_a_better_writer(
     page[OVER] = 1
     holder.result()
     assert order(page, 1) == [1]
-    others = []
-    if victim.is_alive() and supervisor_of_is_awake(is_supervised):
-        others = [Child(come, domain, page, 5, "write", 2), Child(come, domain, page, 1, "read", 3)]
-        eventually(lambda: {other.pid for other in others} <= waiting(domain))
+    page[COME] = 1
+    eventually(lambda: not victim.is_alive() or {other.pid for other in others} <= waiting(domain))
     page[GO] = 1
-    if not is_supervised:
-        os.kill(supervisor, signal.SIGCONT)
     assert victim.wait() == -signal.SIGKILL
     for child in (reader, *others):
         child.result()
-    last = Child(come, domain, page, 0, "write", 4)
-    last.result()
-    assert seen(domain).state == "free"
-
-
-def supervisor_of_is_awake(is_supervised: bool) -> bool:
-    """Contracts for others can be had."""
-    return is_supervised
+    eventually(lambda: seen(domain).state == "free")
+    if not is_supervised:
+        os.kill(supervisor, signal.SIGCONT)
+    Child(come, domain, page, 0, "write", 4).result()
+    assert events(domain, "killed") == []

@@ -290,7 +290,7 @@ class Inheritance:
             self.forget(client)
 
     def lift_of(self, contract: Supervised) -> Lift | None:
-        """That of the thread which has the seat of a contract."""
+        """That of the thread which has the seat of a contract, or of a record."""
         return self.lifts.get((contract.client.word, contract.thread))
 
     # -- what is so ---------------------------------------------------------------------------------------------------
@@ -309,22 +309,31 @@ class Inheritance:
                 if contract is None or not contract.inherits:
                     continue
                 somebody_waits = True
-                ahead = contract.thread
-                if ahead not in (0, thread):  # another thread of its process has the seat
-                    found.append(((client.word, thread), (client.word, ahead)))
-                elif (holder := self._holder_of(contract)) is not None:
-                    found.append(((client.word, thread), holder))
+                found += [((client.word, thread), ahead) for ahead in self._ahead_of(contract, thread, word)]
         return found, somebody_waits
 
-    def _holder_of(self, contract: Supervised) -> Thread | None:
-        """N6: the thread that holds the lock of a contract, if that one inherits."""
+    def _ahead_of(self, contract: Supervised, thread: int, word: int) -> list[Thread]:
+        """For whom a thread waits, as far as those inherit; ``word``: of WAITS."""
+        seated = contract.thread
+        if not word & _ledger.WAIT_READS and seated not in (0, thread):  # another thread of its process has the seat
+            return [(contract.client.word, seated)]
         holder = self._watch.holder_of(contract)
-        if holder is None or not holder.inherits:
-            return None
-        thread = holder.thread
-        if not thread or self._watch.holder_of(contract) is not holder or holder.thread != thread:
+        if holder is contract and seated == thread:  # a writer that waits for the readers, all of them
+            return [
+                reader for hold in self._watch.readers_of(contract) if (reader := self._thread_of(hold, hold.owns)) is not None
+            ]
+        if holder is None:
+            return []
+        found = self._thread_of(holder, lambda: self._watch.holder_of(contract) is holder)
+        return [] if found is None else [found]
+
+    @staticmethod
+    def _thread_of(hold: Supervised, holds: Callable[[], bool]) -> Thread | None:
+        """N6: which thread has a hold, if that one inherits."""
+        thread = hold.thread if hold.inherits else 0
+        if not thread or not holds() or hold.thread != thread:
             return None  # it is leaving, or somebody else came: the next look sees to it
-        return holder.client.word, thread
+        return hold.client.word, thread
 
     @staticmethod
     def _birth(client: Client, thread: int) -> int | None:
@@ -474,7 +483,8 @@ class Inheritance:
     def _tell(self, kind: str, thread: Thread, reason: str) -> None:
         client = self._watch.clients.get(thread[0])
         contracts = () if client is None else client.contracts.values()
-        held = next((contract for contract in contracts if contract.inherits and contract.thread == thread[1]), None)
+        holds = (hold for contract in contracts if contract.inherits for hold in (contract, *contract.readers.values()))
+        held = next((hold for hold in holds if hold.thread == thread[1]), None)
         if held is not None:
             self._emit(kind, contract=held, reason=reason)
         else:

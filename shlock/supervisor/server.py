@@ -723,7 +723,8 @@ class Server:
             holds = [hold for hold in contract.holds() if hold.deadline > _ledger.LEFT]
             first = min(holds, key=lambda hold: hold.deadline, default=None)
             terms = contract.watched.terms
-            lift = self.inheritance.lift_of(contract) if contract.inherits and contract.owns() else None
+            lifts = (self.inheritance.lift_of(hold) for hold in contract.holds()) if contract.inherits else ()
+            lift = next(filter(None, lifts), None)
             found.append(
                 {
                     "lock": contract.name,

@@ -209,6 +209,7 @@ class Reader(Supervised):
         super().__init__(
             contract.client, -1, contract.arena, contract.block, contract.watched.terms, name=contract.name, rank=contract.rank,
             raises=contract.raises, rule=contract.rule, precedence=contract.precedence, adopted_at=contract.watched.adopted_at,
+            inherits=contract.inherits,
         )  # fmt: skip
         self.place = place
 
@@ -222,11 +223,18 @@ class Reader(Supervised):
     @property
     def deadline(self) -> int:
         """0 also if its process has no slot for this record, which would be its own fault."""
-        ledger, arena = self.client.ledger, self.arena.identity
-        slot = self.slot
+        self._find_slot()
+        return super().deadline if self.slot >= 0 else 0
+
+    @property
+    def thread(self) -> int:
+        self._find_slot()
+        return super().thread if self.slot >= 0 else 0
+
+    def _find_slot(self) -> None:
+        ledger, arena, slot = self.client.ledger, self.arena.identity, self.slot
         if slot < 0 or (ledger.view[_ledger.RECORD + slot], ledger.view[_ledger.ARENA + slot]) != (self.place, arena):
-            slot = self.slot = _ledger.reader_slots_of(ledger, arena).get(self.place, -1)
-        return ledger.view[_ledger.DEADLINE + slot] if slot >= 0 else 0
+            self.slot = _ledger.reader_slots_of(ledger, arena).get(self.place, -1)
 
     @property
     def count(self) -> int:
@@ -364,6 +372,11 @@ class Watch:
             spot = at.reserved_spot(w)
             w = arena.words.load(arena.layout.spot(at.SPOT_CLAIM, spot)) if 0 <= spot < arena.layout.spots else 0
         return self._places[arena.identity].holders.get(contract.block, {}).get(w & at.OWNER)
+
+    def readers_of(self, contract: Supervised) -> list[Supervised]:
+        """Who reads now, of those with a contract for the RWLock of this one."""
+        contracts = self._places[contract.arena.identity].holders.get(contract.block, {}).values()
+        return [hold for one in contracts for hold in one.holds() if not hold.is_told]
 
     def all(self) -> list[Supervised]:
         return [contract for client in self.clients.values() for contract in client.contracts.values()]
