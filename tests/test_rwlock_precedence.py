@@ -365,11 +365,37 @@ STEPS_OF_READER = (
     "C51 in line",
     "C52 inside, reading",
     "C53 record cleared, nobody woken",
-    "C64 record given back, no spot yet",
     "C65 record taken, no deadline",
     "C66 deadline written",
     "C67 deadline cleared, record not",
 )
+
+
+def test_the_others_go_on_when_a_reader_dies_that_gave_its_record_back(domain: str) -> None:
+    """It had looked while the door was open, and then found it closed."""
+    page = Page(64)
+    holder = Child(come_when_told, domain, page, 1, "write", 1)
+    eventually(lambda: page[READY])
+
+    def look_and_die() -> None:
+        rwlock = table(domain, 2)
+
+        def at_point(label: str) -> None:
+            if label == "C50 record taken":
+                page[COME] = 1
+                eventually(lambda: rwlock.owner is not None)
+            elif label in LABELS:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _sys.crash_points[:] = [at_point]
+        with rwlock.read():
+            pass
+
+    assert Child(look_and_die).wait() == -signal.SIGKILL
+    holder.result()
+    Child(come_when_told, domain, page, 0, "read", 2).result()
+    assert order(page, 2) == [1, 2]
+    assert seen(domain).state == "free"
 
 
 def come_when_told(domain: str, page: Page, rank: int, how: str, number: int) -> None:
@@ -408,8 +434,8 @@ def test_the_others_go_on_when_one_dies_among_readers_and_writers_with_ranks(
     assert victim.wait() == -signal.SIGKILL
     for child in (reader, *others):
         child.result()
-    eventually(lambda: seen(domain).state == "free")
     if not is_supervised:
         os.kill(supervisor, signal.SIGCONT)
     Child(come, domain, page, 0, "write", 4).result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
     assert events(domain, "killed") == []
