@@ -107,7 +107,7 @@ class LeasedRWWords(RWWords):
         if not slot.is_open:
             grant.connection.use_for_reader(slot.number, grant, self.block, cell[0])
             slot.is_open = True
-        if grant.terms.inherit:
+        if grant.terms.inherit:  # before the record is ours; it counts as long as that is so
             slot.view[_ledger.THREAD + slot.number] = threading.get_native_id()
         return super().claim(hold, cell)
 
@@ -188,7 +188,5 @@ class LeasedRWWords(RWWords):
         slot: Any = hold.slot
         if slot is not None:
             if slot.seat is hold:
-                if self.grant.terms.inherit and hold.process is _process.current:  # a forked child has no ledger of its own yet
-                    slot.view[_ledger.THREAD + slot.number] = 0
                 slot.seat = None
             hold.slot = None

@@ -1050,10 +1050,40 @@ def test_a_lift_goes_on_from_the_writer_at_the_door_to_the_readers(domain: str, 
 
 @privileged
 @served
-def test_only_the_threads_that_read_are_lifted_and_a_reader_waits_for_no_thread_that_is_on_its_way(
+def test_a_reader_waits_for_who_writes_and_not_for_a_thread_of_its_own_process_that_waits_to_write(
     domain: str, page: Page
 ) -> None:
-    """One thread of a process reads, one waits to write; a better thread of it waits for the writer."""
+    def wait_in_two_threads() -> tuple[int, int, int]:
+        rwlock = table(domain)
+
+        def write() -> None:
+            page[THREAD] = threading.get_native_id()
+            with rwlock.write():
+                pass
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        eventually(lambda: page[THREAD] and len(rwlock.waiters) == 1)
+        become(FIFO, 10, 0)
+        with rwlock.read():
+            pass
+        writer.join()
+        return scheduled(0)
+
+    holder = inside(domain, page, "write")
+    child = Child(wait_in_two_threads)
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    assert scheduled(page[THREAD]) == LOW
+    page[GO] = 1
+    assert holder.result() == LOW
+    assert child.result() == (FIFO, 10, 0)
+    lifted = [event["reason"].split()[1] for event in events(domain, "lifted")]
+    assert lifted[0] == str(holder.pid)
+
+
+@privileged
+@served
+def test_of_a_process_only_the_thread_that_reads_is_lifted(domain: str, page: Page) -> None:
 
     def read_in_one_of_three_threads() -> list[tuple[int, int, int]]:
         rwlock = table(domain)

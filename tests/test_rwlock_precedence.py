@@ -292,6 +292,22 @@ def throw_out_and_note(domain: str, page: Page, rank: int, number: int) -> None:
         page[COUNT] += 1
 
 
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_a_writer_at_the_door_that_is_stopped_is_not_thrown_out(domain: str, how: str) -> None:
+    """It holds nothing yet; whoever preempts waits for it as for one that is as good."""
+    page = Page(64)
+    page[GO] = page[STAYED] = 1
+    holder = hold(domain, page, "read", 9)
+    low = line_up(domain, page, ("write", 1))[0]
+    low.stop()
+    assert Child(throw_out, domain, page, 5, how).result() == (False, None)
+    assert events(domain, "terminate") == []
+    page[OVER] = 1
+    assert holder.result() == "let alone"
+    low.go_on()
+    low.result()
+
+
 def test_it_gives_way_once_to_one_that_is_stopped_and_gets_in(domain: str) -> None:
     """Else whoever is stopped would keep it out for good."""
     page = Page(64)
