@@ -36,6 +36,9 @@ supervisor is asked for such a slot; it finds it by the place of the record, whi
     # C67 X1, C not cleared             not inside        as C65
     # C53 X2                            not inside        nothing to do
 
+Under a contract that inherits THREAD of the slot is written before C can be ours; it counts as long as C and the slot say that
+we read.  A writer at the door waits for every reader, and a reader for W's owner, which may be at the door itself.
+
 Nobody is told of a dead reader: it has changed nothing.  A reader in line owes nothing; but who was let in and does not come
 for a lease loses its record, and begins again when it does come.
 """

@@ -32,6 +32,21 @@
 
 The line and the writer that waits have keys of their own in the parking place: the indices of the first two extensions.
 
+Where some contracts have precedence (``rank``, or the class "kernel"), W is handed over as in ``_handover``, and besides:
+
+    Q1' Q2 finds W owned: L1, L2; Q3' only with a spot: Q4 comes first
+    Q6' poll: W is reserved for one that does not come: as a writer's poll
+    W2' lets in who is as good as this writer, or better; the others stay in line, and wake at R3
+    W4' before each look: lets in who is better.   A better writer waits for W: DRAINING := 0, give W back, and A1 again; not
+        twice for the same one, which may be stopped
+
+    # P1  a record in line belongs to a process that has a spot in line: there stands its precedence.  A process has one
+    #     contract, and so one precedence, for all of its threads
+    # P2  no reader is let in before a writer that is better.  X2 then counts the writers that are not better than the reader
+    # P3  a writer that has W and is not inside waits as everybody does: it lets better ones go first, and is not thrown out
+    # P4  a supervisor throws out those in the way only: of a writer W's owner and the readers, of a reader W's owner.  It
+    #     compares what it granted, and ends each record of lower precedence by itself
+
     # X1  a writer is inside alone: its CAS of W comes before its looks at the C, a reader's CAS of C before its look at W
     # X2  while a reader is in line, at most one writer gets in: who takes W after that finds it at W2.  Whoever of the line
     #     sees W free may go in for the same reason: each writer that takes W from then on waits for it
@@ -49,7 +64,9 @@ The line and the writer that waits have keys of their own in the parking place: 
     # C56 DRAINING set             HELD, DRAINING         poll                   nobody told
     # C57 DRAINING cleared         HELD                   poll                   told
     # C58 reader wrote who died    DEAD                   the next poll          it writes the same
-    # C59 dead writer cleared      0 or DIED              the others' polls      as C8 of a Lock
+    # C59 dead writer cleared      0, DIED, RESERVED      the others' polls      as C8 of a Lock
+    # C63 about to give way        HELD, DRAINING         poll                   as C56: the better one gets in, nobody told
+    # C64 record given back        0                      -                      nothing to repair
 
 All changes are compare-exchanges: there are no plain stores whose order would matter.  Under a lease a supervisor may take a
 record away from a reader that is not inside (``_leased_readers``): so a reader believes of its record what its exchange says.

@@ -57,12 +57,16 @@ class RWLock(_Owned):
                   there with another number.  A writer looks at the records of all of them
     on_abandoned  what is seen of a dead writer: "warn" (an AbandonedWarning), "ignore" (``abandoned`` is set), "poison"
                   (AbandonedError, until somebody repairs it inside ``with rwlock.repair()``).  It belongs to the lock
-    lease, grace, rank, on_terminate, record_site
+    lease, grace, on_terminate, record_site
                   as for a Lock: how long a ``with`` of write may last, counted from when the last reader has left, or one of
                   read.  Who overruns is asked to leave, then killed, and the others go on when it is dead.  Each thread that
                   reads has a deadline of its own; the first of them that overruns ends its process.  A read within a read
                   belongs to the outer one and its deadline
-    operations    what the contract is asked for: "read", "write" or both.  What it does not allow raises ContractDenied
+    rank          who waits goes in by precedence: a reader goes before a writer that is not better, as without ranks; a worse
+                  one waits until that writer has left
+    operations    what the contract is asked for: "read", "write", "preempt".  What it does not allow raises ContractDenied
+    inherit       priority inheritance, as for a Lock: a writer lifts all the readers that it waits for, a reader the writer.
+                  Who waits because there are more readers than ``readers`` lifts nobody
 
     Uncontended, neither read nor write makes a system call.
     """
@@ -139,6 +143,9 @@ class RWLock(_Owned):
         Blocks while somebody writes or waits to write; TimeoutError after ``timeout`` seconds.  A thread that reads already
         goes in at once, on the lease that it has.  RuntimeError in a thread that writes.
 
+        ``preempt``, of a leased lock whose contract allows it (else ContractDenied; without a lease ValueError): while it
+        waits, a writer of lower precedence is asked to leave at once, and killed after its grace.  Readers are not in its way.
+
         ``lease.token`` is smaller than that of every writer that goes in afterwards, and not smaller than that of any that was
         inside before; readers may have the same.  So a resource that has seen a later writer can reject who still acts on what
         it read before that.
@@ -157,6 +164,8 @@ class RWLock(_Owned):
 
         Blocks until the readers and the writer that are inside have left; TimeoutError after ``timeout`` seconds.  RuntimeError
         in a thread that reads or writes already.
+
+        ``preempt`` as for ``read``; of lower precedence it throws out the writer and all readers.
         """
         self._check_preemption(preempt)
         acquire = partial(self._lock.acquire, preempt=True) if preempt else self._lock.acquire

@@ -31,6 +31,9 @@ The next supervisor finds the records when a client says hello, which everybody 
 adopts a holder that is stuck.  Until there is one, a lifted thread stays lifted.  Who dies needs nothing: its record goes with
 its ledger.  All of this is a model, too: ``tests/model/inheritance.pml``.
 
+Of an RWLock W's owner is lifted as that of a Lock, for who waits to write and for who waits to read (WAIT_READS).  If that one
+is at the door itself, each reader is lifted for it, by THREAD of the slot of its record.
+
 A lift is two system calls, and the program may change one of two things, so the policy with its real-time priority and the nice
 value are compared apart.  A program that sets exactly what it was given can't be told from us.
 
