@@ -6,8 +6,11 @@ Everything that holds a lease runs in forked children, as in ``test_enforcement`
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -455,3 +458,63 @@ def test_the_others_go_on_when_one_dies_among_readers_and_writers_with_ranks(
     Child(come, domain, page, 0, "write", 4).result()
     assert (seen(domain).state, seen(domain).waiters) == ("free", ())
     assert events(domain, "killed") == []
+
+
+# -- at random ------------------------------------------------------------------------------------------------------------
+
+SEATS, CLASH, PROGRESS = 5, 8, 32
+
+
+def live(domain: str, page: Page, seat: int, seed: int) -> None:
+    """Read and write with a rank of our own; preempt now and then, give up, and see that nobody is inside who must not be."""
+    chance = random.Random(seed)
+    rwlock = table(domain, seat % 3, 0.02 if seat % 2 else 60.0)
+    mine = FIRST + seat
+    while not page[OVER]:
+        how = chance.choice(("read", "read", "write"))
+        try:
+            with told(), getattr(rwlock, how)(chance.choice((None, 0.0, 0.01, 0.2)), preempt=chance.random() < 0.3) as lease:
+                page[mine] = os.getpid() << 1 | (how == "write")
+                others = [page[FIRST + other] for other in range(SEATS) if other != seat]
+                page[CLASH] += sum(lives(word >> 1) for word in others if word and (how == "write" or word & 1))
+                while not lease.terminate_requested and chance.random() < 0.9:
+                    pass
+                while chance.random() < 0.01:  # not asked to leave, or deaf
+                    time.sleep(0.05)
+                page[mine] = 0
+        except TimeoutError:
+            pass
+        page[PROGRESS + seat] += 1
+
+
+def lives(pid: int) -> bool:
+    """A word of the page may be that of one who was killed inside."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("runs", [8, pytest.param(300, marks=[pytest.mark.soak, pytest.mark.patience(3600)])])
+def test_nobody_is_ever_inside_with_a_writer_and_everybody_goes_on_whoever_dies(runs: int, domain: str) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, page = random.Random(seed), Page(64)
+    children = [Child(live, domain, page, seat, seed + seat) for seat in range(SEATS)]
+    for _ in range(runs):
+        goals = [page[PROGRESS + seat] + 5 for seat in range(SEATS)]
+        for seat, goal in enumerate(goals):
+            eventually(lambda seat=seat, goal=goal: page[PROGRESS + seat] >= goal or not children[seat].is_alive())
+        children[chance.randrange(SEATS)].kill()
+        for seat, child in enumerate(children):
+            if not child.is_alive():  # thrown out, perhaps
+                assert child.wait() == -signal.SIGKILL, child.result()
+                children[seat] = Child(live, domain, page, seat, chance.randrange(1 << 30))
+    page[OVER] = 1
+    for child in children:
+        assert child.wait() in (0, -signal.SIGKILL), child.result()
+    assert page[CLASH] == 0
+    print(f"preempted: {len(events(domain, 'terminate'))} asked, {len(events(domain, 'killed'))} killed")
+    page[GO] = 1
+    Child(come, domain, page, 0, "write", 9).result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())

@@ -540,7 +540,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     holds("inheritance-siblings", "inheritance", SIBLINGS=1),
     holds("inheritance-supervisor-dies", "inheritance", SUPERVISOR_DEATHS=1, size="quick"),
     holds("inheritance-supervisor-dies-drops", "inheritance", SUPERVISOR_DEATHS=1, DROPS=1, WITHDRAW=1),
-    holds("inheritance-two-waiters-supervisor-dies-twice", "inheritance", WAITERS=2, SUPERVISOR_DEATHS=2, size="deep"),
+    holds("inheritance-two-waiters-supervisor-dies", "inheritance", WAITERS=2, SUPERVISOR_DEATHS=1, size="deep"),
     holds("inheritance-supervisor-dies-crash", "inheritance", SUPERVISOR_DEATHS=1, CRASHES=1, size="deep"),
     holds("inheritance-chain-supervisor-dies", "inheritance", CHAIN=1, SUPERVISOR_DEATHS=1, size="deep"),
     holds("inheritance-user-between", "inheritance", USER=2, SUPERVISOR_DEATHS=1),
