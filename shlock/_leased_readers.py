@@ -110,7 +110,7 @@ class LeasedRWWords(RWWords):
         if not slot.is_open:
             grant.connection.use_for_reader(slot.number, grant, self.block, cell[0])
             slot.is_open = True
-        if grant.terms.inherit:  # before the record is ours; it counts as long as that is so
+        if grant.terms.inherit and hold.process is _process.current:  # else a forked child, which has no ledger
             slot.view[_ledger.THREAD + slot.number] = threading.get_native_id()
         return super().claim(hold, cell)
 

@@ -37,8 +37,8 @@ Where some contracts have precedence (``rank``, or the class "kernel"), W is han
     Q1' Q2 finds W owned: L1, L2; Q3' only with a spot: Q4 comes first
     Q6' poll: W is reserved for one that does not come: as a writer's poll
     W2' lets in who is as good as this writer, or better; the others stay in line, and wake at R3
-    W4' before each look: lets in who is better.   A better writer waits for W: DRAINING := 0, give W back, and A1 again; not
-        twice for the same one, which may be stopped
+    W4' before each look, and so at each poll: lets in who is better.   A better writer waits for W: DRAINING := 0, give W back,
+        and A1 again; not twice for the same one, which may be stopped
 
     # P1  a record in line belongs to a process that has a spot in line: there stands its precedence.  A process has one
     #     contract, and so one precedence, for all of its threads

@@ -363,7 +363,7 @@ class Grant(Slot):
 
     def tell_if_lifted(self) -> None:
         """After X3: the supervisor may put back the priority of a thread that it lifted."""
-        if self.rings and self.ledger.has_lifts():
+        if self.rings and self.process is _process.current and self.ledger.has_lifts():
             self.connection.ring({"op": "settled", "slot": self.number})
 
     @property
