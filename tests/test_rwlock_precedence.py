@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -336,8 +336,33 @@ def test_it_gives_way_once_to_one_that_is_stopped_and_gets_in(domain: str) -> No
 # -- somebody who dies ----------------------------------------------------------------------------------------------------
 
 
+StopSupervisor = Callable[[], Callable[[], None]]
+
+
+@pytest.fixture
+def stop_supervisor(domain: str) -> Iterator[StopSupervisor]:
+    """Stops it, and returns what lets it go on; which is done at the end, whatever came."""
+    stopped: list[int] = []
+
+    def go_on() -> None:
+        while stopped:
+            os.kill(stopped.pop(), signal.SIGCONT)
+
+    def stop_it() -> Callable[[], None]:
+        pid = supervisor_of(domain)
+        assert pid is not None
+        stopped.append(pid)
+        os.kill(pid, signal.SIGSTOP)
+        return go_on
+
+    yield stop_it
+    go_on()
+
+
 @pytest.mark.parametrize("is_supervised", [True, False])
-def test_readers_go_on_when_the_chosen_writer_dies_or_is_stopped(domain: str, is_supervised: bool) -> None:
+def test_readers_go_on_when_the_chosen_writer_dies_or_is_stopped(
+    domain: str, is_supervised: bool, stop_supervisor: StopSupervisor
+) -> None:
     """Nobody else would look whether it comes: readers are no writers, and not in their line."""
     for ending in (Child.kill, Child.stop):
         page = Page(64)
@@ -345,18 +370,14 @@ def test_readers_go_on_when_the_chosen_writer_dies_or_is_stopped(domain: str, is
         holder = hold(domain, page, "write")
         chosen, reader = line_up(domain, page, ("write", 5), ("read", 1))
         chosen.stop()
-        supervisor = supervisor_of(domain)
-        assert supervisor is not None
-        if not is_supervised:
-            os.kill(supervisor, signal.SIGSTOP)
+        go_on = (lambda: None) if is_supervised else stop_supervisor()
         page[OVER] = 1
         holder.result()
         assert page[COUNT] == 0, "somebody slipped in front of the one with the highest rank"
         ending(chosen)
         assert order(page, 1) == [2]
         reader.result()
-        if not is_supervised:
-            os.kill(supervisor, signal.SIGCONT)
+        go_on()
         if ending is Child.stop:
             chosen.go_on()
             chosen.result()
@@ -429,7 +450,7 @@ def come_when_told(domain: str, page: Page, rank: int, how: str, number: int) ->
 @pytest.mark.parametrize("is_supervised", [True, False])
 @pytest.mark.parametrize("label", [*STEPS_OF_WRITER, *STEPS_OF_READER])
 def test_the_others_go_on_when_one_dies_among_readers_and_writers_with_ranks(
-    domain: str, label: str, is_supervised: bool
+    domain: str, label: str, is_supervised: bool, stop_supervisor: StopSupervisor
 ) -> None:
     """A writer of rank 3 comes after another one, finds readers in line, waits for one of them, and gives way to a better."""
     page = Page(64)
@@ -440,10 +461,7 @@ def test_the_others_go_on_when_one_dies_among_readers_and_writers_with_ranks(
     victim = Child(die_at, domain, page, 3, "write" if label in STEPS_OF_WRITER else "read", label)
     eventually(lambda: page[READY] == len(others) + 1)
     eventually(lambda: not victim.is_alive() or victim.pid in waiting(domain))
-    supervisor = supervisor_of(domain)
-    assert supervisor is not None
-    if not is_supervised:
-        os.kill(supervisor, signal.SIGSTOP)
+    go_on = (lambda: None) if is_supervised else stop_supervisor()
     page[OVER] = 1
     holder.result()
     assert order(page, 1) == [1]
@@ -453,8 +471,7 @@ def test_the_others_go_on_when_one_dies_among_readers_and_writers_with_ranks(
     assert victim.wait() == -signal.SIGKILL
     for child in (reader, *others):
         child.result()
-    if not is_supervised:
-        os.kill(supervisor, signal.SIGCONT)
+    go_on()
     Child(come, domain, page, 0, "write", 4).result()
     assert (seen(domain).state, seen(domain).waiters) == ("free", ())
     assert events(domain, "killed") == []
