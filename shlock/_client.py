@@ -48,6 +48,8 @@ _connections: dict[str, Connection] = {}
 #: Arenas of the machine that this process has: by domain and name.
 _attached: weakref.WeakValueDictionary[tuple[str, str], Arena] = weakref.WeakValueDictionary()
 _connecting = threading.Lock()
+#: "domain": that in which threads of this process are lifted.  Set by one call, which another thread cannot divide.
+_inherits_in: dict[str, str] = {}
 
 
 class _Bell:
@@ -203,7 +205,7 @@ class Connection:
             (_ledger.LEASE, terms.lease),
             (_ledger.GRACE, terms.grace),
             (_ledger.BLOCK, block.index),
-            (_ledger.RANK, _rank_word(terms)),
+            (_ledger.RANK, _rank_word(terms, self._may_inherit(terms))),
             (_ledger.THREAD, 0),
             (_ledger.RECORD, record),
             (_ledger.ARENA, block.arena.identity),
@@ -227,10 +229,11 @@ class Connection:
                 "grace": terms.grace,
                 "rank": terms.rank,
                 "raise": terms.on_terminate == "raise",
-                "inherit": terms.inherit,
+                "inherit": self._may_inherit(terms),
             },
             block,
         )
+        inherits = self._may_inherit(terms) and bool(answer.get("inherits"))
         if answer.get("ok"):
             grant.contract = Contract(
                 frozenset(terms.operations),
@@ -240,10 +243,8 @@ class Connection:
                 terms.on_terminate,
                 str(answer["rule"]),
                 class_ if (class_ := answer.get("precedence")) in CLASSES else "user",
-                terms.inherit and bool(answer.get("inherits")),
-                str(answer.get("no_inheritance", "the supervisor is of an older version"))
-                if terms.inherit and not answer.get("inherits")
-                else None,
+                inherits,
+                self._why_not(answer) if terms.inherit and not inherits else None,
             )
             grant.precedence = precedence_of(grant.contract.precedence, terms.rank)
             if grant.precedence and block.arena.words.is_writable:
@@ -254,6 +255,16 @@ class Connection:
             grant.refusal = ContractDenied(describe(block), str(answer.get("reason")), str(answer.get("rule")))
             log.info("denied: %s", str(grant.refusal))  # not the error itself: its traceback holds the lock
             grant.close_seat()
+
+    def _may_inherit(self, terms: Terms) -> bool:
+        """Whether threads can be lifted under a contract: in the first domain of this process that is asked for it."""
+        return terms.inherit and _inherits_in.setdefault("domain", self.domain) == self.domain
+
+    def _why_not(self, answer: dict[str, Any]) -> str:
+        domain = _inherits_in["domain"]
+        if domain != self.domain:
+            return f"threads of this process are lifted in domain {domain!r}, and can be in one domain only"
+        return str(answer.get("no_inheritance", "the supervisor is of an older version"))
 
     # -- the wire -----------------------------------------------------------------------------------------------------
 
@@ -357,10 +368,12 @@ class Connection:
                     if not _has_ended(connection):
                         continue
                     self._disconnect(connection)
-                if self.grants and self._socket is None:
+                # Also a process that has no contract any more, but a thread that is to be put back, presents itself.
+                is_to_be_heard = bool(self.grants) or (self._socket is None and self.ledger.has_lifts())
+                if is_to_be_heard and self._socket is None:
                     with contextlib.suppress(*GONE, SupervisorError):
                         self._connect(SYSTEM.monotonic() + (0.0 if self.is_of_machine else START_TIMEOUT))
-                if not self.grants:  # or not any more: a supervisor takes a while to start
+                if not self.grants and (self._socket is not None or not self.ledger.has_lifts()):  # or not any more
                     if self._socket is not None:
                         self._disconnect(self._socket)  # nobody is kept alive for us
                     self._watcher = None
@@ -380,9 +393,9 @@ class Connection:
         self.ledger.close()
 
 
-def _rank_word(terms: Terms) -> int:
+def _rank_word(terms: Terms, inherits: bool) -> int:
     raises = _ledger.RAISES if terms.on_terminate == "raise" else 0
-    return terms.rank | raises | (_ledger.INHERITS if terms.inherit else 0)
+    return terms.rank | raises | (_ledger.INHERITS if inherits else 0)
 
 
 def _has_ended(connection: socket.socket, within: int = 0) -> bool:
@@ -397,6 +410,7 @@ def _forget_all() -> None:
     _connecting = threading.Lock()
     while _connections:
         _connections.popitem()[1].forget()
+    _inherits_in.clear()
 
 
 _process.refresh_in_child.append(_forget_all)

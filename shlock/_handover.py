@@ -94,7 +94,9 @@ def prepare(
 
 
 def _may_be_reserved(parking: Parking, key: int) -> bool:
-    return parking.words.load(parking.layout.block(key) + at.BLOCK_KIND) & at.KIND in at.OWNED_KINDS
+    """Of an RWLock only with precedence: else readers would wait for the writer that is chosen."""
+    kind = parking.words.load(parking.layout.block(key) + at.BLOCK_KIND)
+    return kind & at.KIND in at.OWNED_KINDS or kind & (at.KIND | at.RANKED) == at.RWLOCK | at.RANKED
 
 
 def _reserved_for_first(
@@ -170,9 +172,8 @@ def pass_on(parking: Parking, key: int, w: int, *, keep: int | None = None, aliv
 
 def after_reaping(parking: Parking, key: int) -> None:
     """A dead thread's spot was for this block and is IDLE now: the lock may have been reserved for it."""
-    start = parking.layout.block(key)
-    if key < parking.layout.blocks and parking.words.load(start + at.BLOCK_KIND) & at.KIND in at.OWNED_KINDS:
-        w = parking.words.load(start + at.BLOCK_WORD)
+    if key < parking.layout.blocks and _may_be_reserved(parking, key):
+        w = parking.words.load(parking.layout.block(key) + at.BLOCK_WORD)
         if at.is_reservation(w):
             settle(parking, key)
 

@@ -166,14 +166,8 @@ def make_leased_path(
 
     def preempting(block: bool, timeout: float | None) -> bool:
         """An acquire that throws out who has lower precedence."""
-        grant: Grant = words.grant
-        grant.check_preemption()
-        thread = get_ident()
-        try:
-            grant.preempting.add(thread)
+        with words.grant.preempts():
             return acquire_plain(block, timeout)
-        finally:
-            grant.preempting.discard(thread)
 
     def take(
         acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1

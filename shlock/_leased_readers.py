@@ -36,13 +36,18 @@ supervisor is asked for such a slot; it finds it by the place of the record, whi
     # C67 X1, C not cleared             not inside        as C65
     # C53 X2                            not inside        nothing to do
 
+Under a contract that inherits THREAD of the slot is written before C can be ours; it counts as long as C and the slot say that
+we read.  A writer at the door waits for every reader, and a reader for W's owner, which may be at the door itself.
+
 Nobody is told of a dead reader: it has changed nothing.  A reader in line owes nothing; but who was let in and does not come
 for a lease loses its record, and begins again when it does come.
 """
 
 from __future__ import annotations
 
+import threading
 from _thread import get_ident
+from contextlib import nullcontext
 from typing import Any, Final
 
 from . import _layout as at
@@ -105,6 +110,8 @@ class LeasedRWWords(RWWords):
         if not slot.is_open:
             grant.connection.use_for_reader(slot.number, grant, self.block, cell[0])
             slot.is_open = True
+        if grant.terms.inherit and hold.process is _process.current:  # else a forked child, which has no ledger
+            slot.view[_ledger.THREAD + slot.number] = threading.get_native_id()
         return super().claim(hold, cell)
 
     def _slot_of(self, grant: Grant, place: int) -> ReaderSlot:
@@ -118,10 +125,16 @@ class LeasedRWWords(RWWords):
                 raise_for(slot)
         return slot
 
-    def enter_slowly(self, hold: ReadHold, timeout: float | None) -> None:
+    def enter_slowly(self, hold: ReadHold, timeout: float | None, preempt: bool = False) -> None:
         deadline = None if timeout is None else SYSTEM.monotonic() + timeout
         while True:
-            super().enter_slowly(hold, timeout if deadline is None else max(0.0, deadline - SYSTEM.monotonic()))  # E1
+            left = timeout if deadline is None else max(0.0, deadline - SYSTEM.monotonic())
+            grant: Grant = self.grant
+            with grant.preempts() if preempt else nullcontext():
+                try:
+                    super().enter_slowly(hold, left)  # E1
+                finally:
+                    grant.settle_wait()
             if crash_points:
                 crash_points[0]("C65 record taken, no deadline")
             slot, began = hold.slot, SYSTEM.monotonic()
@@ -148,9 +161,18 @@ class LeasedRWWords(RWWords):
 
     def lose(self, hold: ReadHold) -> None:
         """T3 has taken the record away: begin again, without one."""
-        self.leave(hold)
-        hold.take.tried = hold.back.tried = None
+        self.step_back(hold)
         hold.is_in_line = False
+
+    def announce(self, reads: bool) -> None:
+        grant: Grant = self.grant
+        if grant.rings:
+            grant.announce_wait(reads)
+        if grant.preempting:
+            grant.ask_for_preemption(reads)
+
+    def settle_wait(self) -> None:
+        self.grant.settle_wait()
 
     def leave(self, hold: ReadHold) -> None:
         slot = hold.slot
@@ -162,6 +184,8 @@ class LeasedRWWords(RWWords):
         self._leave_seat(hold)  # X3
         if self.view[self.gate] & at.CROWDED:
             self.after_leaving(hold)  # Y5
+        if self.grant.rings:
+            self.grant.tell_if_lifted()
 
     def _leave_seat(self, hold: ReadHold) -> None:
         slot: Any = hold.slot

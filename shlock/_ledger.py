@@ -15,14 +15,14 @@ One slot for each contract, an array for each field, so that one slice tells whi
     BLOCK      index of the control block                                                    by the client
     RANK       rank, 1 << 32 for LeaseExpired in the main thread at the deadline, INHERITS   by the client
     SITE       128 bytes of text: where in its program it took the lock, if asked for        by the client
-    THREAD     number of the thread that has the seat, under a contract that inherits        by the client
+    THREAD     number of the thread that has the seat, or that of a record, under a contract that inherits   by the client
     RECORD     of a reader's slot: place of the record in its arena; 0 = a contract's own    by the client
     HOLDS      of a reader's slot: how many there were                                       by the client
     DOUBT      1: W has, or had, TAKEN                set by the supervisor, cleared by the client
 
 and two tables for priority inheritance (``supervisor/inheritance.py``)::
 
-    WAITS      a word for each thread that waits under such a contract: thread, slot + 1     by the client
+    WAITS      a word for each thread that waits under such a contract: thread, WAIT_READS, slot + 1   by the client
     LIFTS      8 words for each thread that is lifted: LIFT_*                                by the supervisor
 
 A slot belongs to one contract of one process; that for an RWLock has one more for each record in which the process has read
@@ -82,6 +82,7 @@ THREAD: Final = (SITES + SLOTS * SITE_BYTES) // WORD
 WAITS: Final = THREAD + SLOTS
 MOST_WAITS: Final = 64  # threads of one process; who waits beside them lifts nobody
 WAIT_SLOT_SHIFT: Final = 32
+WAIT_READS: Final = 1 << 31  # it waits to read
 LIFTS: Final = WAITS + MOST_WAITS
 MOST_LIFTS: Final = 64
 LIFT_WORDS: Final = 8
@@ -171,6 +172,10 @@ class Ledger:
     def write_site(self, slot: int, text: str) -> None:
         first = SITES + slot * SITE_BYTES
         self.memory[first : first + SITE_BYTES] = text.encode("utf-8", "replace")[-SITE_BYTES + 1 :].ljust(SITE_BYTES, b"\0")
+
+    def has_lifts(self) -> bool:
+        """Whether a thread of its process is lifted, as far as a supervisor has said."""
+        return any(self.view[LIFTS : LIFTS + MOST_LIFTS * LIFT_WORDS : LIFT_WORDS].tolist())
 
     def close(self) -> None:
         """Let go of mapping and descriptor; views that are still out keep the memory."""

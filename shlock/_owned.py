@@ -288,6 +288,21 @@ class OwnedWords:
             raise AbandonedError(describe(self.block), abandoned)
         warnings.warn(AbandonedWarning(f"{describe(self.block)}: {abandoned}"), stacklevel=_callers_level())
 
+    def poll_reservation(self, w: int, spot: Spot | None) -> None:
+        """See to it that a lock is not kept for somebody who does not come.  ``spot``: the caller's, if it waits for W."""
+        parking, key = self.parking, self.block.index
+        index, now = at.reserved_spot(w), SYSTEM.monotonic()
+        if spot is not None and is_for(parking, w, spot.index):
+            return
+        if not is_in_vain(parking, key, w):
+            if is_of_the_dead(parking, w):
+                pass_on(parking, key, w, alive=True, but=index)
+            elif self.kept[0] != w:
+                self.kept = (w, now)
+            elif now - self.kept[1] >= LONGEST_RESERVATION:
+                pass_on(parking, key, w, but=index)
+        settle(parking, key)
+
     # -- release ------------------------------------------------------------------------------------------------------
 
     def release(self, *, repaired: bool | None = None, leaving: bool = False) -> None:
@@ -530,7 +545,7 @@ class OwnerWaiter:
             w = view[place[0]]
             owner = w & at.OWNER
             if words.is_lock and at.is_reservation(w):
-                self._poll_reservation(w, spot)
+                words.poll_reservation(w, spot)
                 continue
             if not owner or words.names_slot(w) or _process.is_alive(owner):
                 continue
@@ -552,21 +567,6 @@ class OwnerWaiter:
             self.died = True
             if self.take.compare_exchange(place[1], w, _process.current.word | at.PARKED | at.DIED):
                 return
-
-    def _poll_reservation(self, w: int, spot: Spot | None) -> None:
-        """See to it that a lock is not kept for somebody who does not come."""
-        words, key = self.words, self.index
-        parking, index, now = words.parking, at.reserved_spot(w), SYSTEM.monotonic()
-        if spot is not None and is_for(parking, w, spot.index):
-            return
-        if not is_in_vain(parking, key, w):
-            if is_of_the_dead(parking, w):
-                pass_on(parking, key, w, alive=True, but=index)
-            elif words.kept[0] != w:
-                words.kept = (w, now)
-            elif now - words.kept[1] >= LONGEST_RESERVATION:
-                pass_on(parking, key, w, but=index)
-        settle(parking, key)
 
     def _look_for_deadlock(self, spot: Spot | None) -> None:
         """Tell who holds what this thread waits for that it waits, and raise DeadlockError if it is to be raised here."""

@@ -32,6 +32,21 @@
 
 The line and the writer that waits have keys of their own in the parking place: the indices of the first two extensions.
 
+Where some contracts have precedence (``rank``, or the class "kernel"), W is handed over as in ``_handover``, and besides:
+
+    Q1' Q2 finds W owned: L1, L2; Q3' only with a spot: Q4 comes first
+    Q6' poll: W is reserved for one that does not come: as a writer's poll
+    W2' lets in who is as good as this writer, or better; the others stay in line, and wake at R3
+    W4' before each look, and so at each poll: lets in who is better.   A better writer waits for W: DRAINING := 0, give W back,
+        and A1 again; not twice for the same one, which may be stopped
+
+    # P1  a record in line belongs to a process that has a spot in line: there stands its precedence.  A process has one
+    #     contract, and so one precedence, for all of its threads
+    # P2  no reader is let in before a writer that is better.  X2 then counts the writers that are not better than the reader
+    # P3  a writer that has W and is not inside waits as everybody does: it lets better ones go first, and is not thrown out
+    # P4  a supervisor throws out those in the way only: of a writer W's owner and the readers, of a reader W's owner.  It
+    #     compares what it granted, and ends each record of lower precedence by itself
+
     # X1  a writer is inside alone: its CAS of W comes before its looks at the C, a reader's CAS of C before its look at W
     # X2  while a reader is in line, at most one writer gets in: who takes W after that finds it at W2.  Whoever of the line
     #     sees W free may go in for the same reason: each writer that takes W from then on waits for it
@@ -49,7 +64,9 @@ The line and the writer that waits have keys of their own in the parking place: 
     # C56 DRAINING set             HELD, DRAINING         poll                   nobody told
     # C57 DRAINING cleared         HELD                   poll                   told
     # C58 reader wrote who died    DEAD                   the next poll          it writes the same
-    # C59 dead writer cleared      0 or DIED              the others' polls      as C8 of a Lock
+    # C59 dead writer cleared      0, DIED, RESERVED      the others' polls      as C8 of a Lock
+    # C63 about to give way        HELD, DRAINING         poll                   as C56: the better one gets in, nobody told
+    # C64 record given back        0                      -                      nothing to repair
 
 All changes are compare-exchanges: there are no plain stores whose order would matter.  Under a lease a supervisor may take a
 record away from a reader that is not inside (``_leased_readers``): so a reader believes of its record what its exchange says.
@@ -60,13 +77,15 @@ from __future__ import annotations
 import itertools
 import weakref
 from _thread import get_ident
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from . import _layout as at
 from . import _process
 from ._arena import Arena, Block
 from ._atomic import Operand, Pointer
+from ._handover import first_in_line, pass_on, settle
 from ._owned import NO_POINTER, POISON, OwnedWords, describe
 from ._parking import POLL_INTERVAL, Spot, deadline_after
 from ._process import Forked
@@ -78,6 +97,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RWWords", "ReadHold", "Reading", "Writing", "keys_of", "runs"]
 
+Place = tuple[int, int]  # of a waiter: spot and sequence
 OF_WRITER: Final = at.DRAINING | at.SUSPECT
 #: Looks at the records before a writer goes to sleep.
 DRAINING_LOOKS: Final = 20
@@ -131,6 +151,10 @@ class RWWords(OwnedWords):
         ):
             pass
 
+    def next_word(self, w: int, free: int) -> tuple[int, int] | None:
+        """Handed over only where there is precedence: readers would wait for the writer that is chosen."""
+        return super().next_word(w, free) if self.is_ranked() else (w, free)
+
     def wake_next(self) -> None:
         """R3."""
         self.parking.unpark_many(self.line)
@@ -160,8 +184,8 @@ class RWWords(OwnedWords):
         """The record is not that of ``hold`` any more, which could have been so only under a lease."""
         raise self.block.arena.damaged(f"a reader's record of block {self.block.index} was overwritten")
 
-    def enter_slowly(self, hold: ReadHold, timeout: float | None) -> None:
-        """All of reading but the fast path; the hold may have a record already."""
+    def enter_slowly(self, hold: ReadHold, timeout: float | None, preempt: bool = False) -> None:
+        """All of reading but the fast path; the hold may have a record already.  ``preempt``: only under a lease."""
         deadline = deadline_after(timeout)
         waiter = _ReaderInLine(self, hold)
         got = waiter.advance(None)
@@ -191,6 +215,19 @@ class RWWords(OwnedWords):
         if self.view[self.gate] or hold.owes_crowd:
             self.after_leaving(hold)
 
+    def step_back(self, hold: ReadHold) -> None:
+        """P1: a reader without a spot that finds W owned gives its record back, and takes one when it has a spot."""
+        self.leave(hold)
+        hold.take.tried = hold.back.tried = None
+        if crash_points:
+            crash_points[0]("C64 record given back, no spot yet")
+
+    def announce(self, reads: bool) -> None:
+        """The calling thread is about to sleep, or to sleep on: who should know of it under a lease is told."""
+
+    def settle_wait(self) -> None:
+        """And it is told when the thread waits no more."""
+
     def after_leaving(self, hold: ReadHold) -> None:
         """L2."""
         g = self.view[self.gate]
@@ -212,6 +249,8 @@ class RWWords(OwnedWords):
     def recover(self) -> None:
         """Q6: pass on what a dead writer holds."""
         w = self.view[self.word]
+        if at.is_reservation(w):
+            self.poll_reservation(w, None)
         owner = at.process_in(w)
         if not owner or _process.is_alive(owner):
             return
@@ -223,10 +262,11 @@ class RWWords(OwnedWords):
         if crash_points:
             crash_points[0]("C58 a reader wrote who died")
         outside = g & OF_WRITER == at.DRAINING
-        if Operand().compare_exchange(self.places[0][1], w, 0 if outside else at.DIED):
+        if pass_on(self.parking, self.block.index, w, keep=0 if outside else at.DIED, alive=True):
             if crash_points:
                 crash_points[0]("C59 dead writer cleared, nobody woken")
-            self.wake_one()
+            self.parking.unpark_many(self.line)
+            settle(self.parking, self.block.index)
 
     def reap(self) -> None:
         """Clear the records of the dead."""
@@ -244,13 +284,17 @@ class RWWords(OwnedWords):
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def drain(self, deadline: float | None) -> bool:
-        """W2 to W5, with W in hand; False if the deadline came first."""
+    def drain(self, deadline: float | None, preempt: bool = False, gave_way_to: Collection[Place] = ()) -> bool:
+        """W2 to W5, with W in hand; False if the deadline came first.  GiveWay: a better writer waits, and is to have W (P3).
+
+        preempt      readers of lower precedence are thrown out meanwhile
+        gave_way_to  to whom this thread has given way already: one may be stopped
+        """
         if crash_points:
             crash_points[0]("C54 W taken, nobody looked for")
         for part in self.parts:
             if any(part.tolist()):
-                if not self._drain_slowly(deadline):
+                if not self._drain_slowly(deadline, preempt, gave_way_to):
                     return False
                 self.begin_hold()
                 break
@@ -260,11 +304,8 @@ class RWWords(OwnedWords):
             crash_points[0]("C57 alone inside")
         return True
 
-    def _drain_slowly(self, deadline: float | None) -> bool:
-        if self._let_in():
-            if crash_points:
-                crash_points[0]("C55 line let in, not woken")
-            self.parking.unpark_many(self.line)
+    def _drain_slowly(self, deadline: float | None, preempt: bool, gave_way_to: Collection[Place]) -> bool:
+        self.let_in(self.precedence)
         for _ in range(DRAINING_LOOKS):
             if not self.anybody_reads():
                 return True
@@ -275,17 +316,46 @@ class RWWords(OwnedWords):
         if crash_points:
             crash_points[0]("C56 DRAINING set")
         self.move_deadline()
-        return self.parking.park(_Drainer(self), deadline)
+        with self.grant.preempts() if preempt else nullcontext():
+            try:
+                return self.parking.park(_Drainer(self, gave_way_to), deadline)
+            finally:
+                self.settle_wait()
 
-    def _let_in(self) -> bool:
-        """W2.  Whether anybody was in line."""
+    def let_in(self, least: int) -> None:
+        """W2, and W4 where there is precedence: let in who is in line, with precedence only who has so much, and wake them."""
         operand = Operand()
         found = False
+        precedences = self._precedences_in_line() if self.is_ranked() else None
         for place, word in self.cells:
-            while (c := self.view[place]) & at.IN_LINE:
+            while (c := self.view[place]) & at.IN_LINE and (precedences is None or precedences.get(c & at.OWNER, 0) >= least):
                 found = True
                 operand.compare_exchange(word, c, c & ~at.IN_LINE)
-        return found
+        if found:
+            if crash_points:
+                crash_points[0]("C55 line let in, not woken")
+            self.parking.unpark_many(self.line)
+
+    def _precedences_in_line(self) -> dict[int, int]:
+        """By process; it has one for all of its threads.  P1: who is in line has a spot."""
+        load, spot = self.parking.words.load, self.parking.layout.spot
+        return {
+            load(spot(at.SPOT_CLAIM, index)): load(spot(at.SPOT_PRECEDENCE, index)) for index in self.parking.in_line(self.line)
+        }
+
+    @property
+    def precedence(self) -> int:
+        """Of this process."""
+        return 0 if self.grant is None else int(self.grant.precedence)
+
+    def better_writer(self, but: Collection[Place]) -> Place | None:
+        """P3: the first in line for W, if that one is better than this process and lives, and is none of these."""
+        load, spot = self.parking.words.load, self.parking.layout.spot
+        index = first_in_line(self.parking, self.block.index, alive=True)
+        if index is None or load(spot(at.SPOT_PRECEDENCE, index)) <= self.precedence:
+            return None
+        place = index, load(spot(at.SPOT_STATE, index)) & at.SEQUENCE
+        return None if place in but else place
 
     def move_deadline(self) -> None:
         """Under a lease: the time that a writer waits for readers is none of its hold's."""
@@ -372,7 +442,7 @@ class _ReaderInLine:
         self.words = words
         self.hold = hold
         self.index = words.line
-        self.precedence = 0 if words.grant is None else words.grant.terms.rank
+        self.precedence = words.precedence
         self.mark = Operand()
 
     def advance(self, spot: Spot | None) -> bool:
@@ -386,6 +456,8 @@ class _ReaderInLine:
                 words.refuse_if_poisoned(w)
             if not hold.has_record():
                 is_closed = bool(w & at.OWNER)
+                if is_closed and spot is None and words.is_ranked():
+                    return False  # P1: the spot first
                 if not self._take_record(me | at.IN_LINE if is_closed else me, spot):
                     return False
                 hold.is_in_line = is_closed
@@ -402,6 +474,9 @@ class _ReaderInLine:
             if not w & at.OWNER:
                 if not hold.is_in_line or hold.turn.compare_exchange(hold.pointer, c, me):
                     return True
+            elif not hold.is_in_line and spot is None and words.is_ranked():
+                words.step_back(hold)  # P1
+                return False
             elif not hold.is_in_line:
                 if not hold.turn.compare_exchange(hold.pointer, c, me | at.IN_LINE):
                     continue
@@ -428,7 +503,10 @@ class _ReaderInLine:
 
     def attempt(self, spot: Spot) -> bool:
         spot.renew()
-        return self.advance(spot)
+        if self.advance(spot):
+            return True
+        self.words.announce(reads=True)
+        return False
 
     def poll(self, spot: Spot | None) -> None:
         self.words.recover()
@@ -443,19 +521,36 @@ class _ReaderInLine:
         """The whole line is woken at once: nothing to pass on."""
 
 
+class GiveWay(Exception):
+    """P3: a writer that waits for readers is to leave W to a better one."""
+
+    def __init__(self, to: Place) -> None:
+        super().__init__(to)
+        self.to = to
+
+
 class _Drainer:
     """The writer that has W, and waits until the readers are gone."""
 
     precedence = 0
 
-    def __init__(self, words: RWWords) -> None:
+    def __init__(self, words: RWWords, gave_way_to: Collection[Place]) -> None:
         self.words = words
         self.index = words.draining
+        self.gave_way_to = gave_way_to
 
     def attempt(self, spot: Spot) -> bool:
         """W4."""
         spot.renew()
-        return not self.words.anybody_reads()
+        words = self.words
+        if words.is_ranked():
+            words.let_in(words.precedence + 1)  # P2
+        if not words.anybody_reads():
+            return True
+        if words.is_ranked() and (better := words.better_writer(self.gave_way_to)):
+            raise GiveWay(better)
+        words.announce(reads=False)
+        return False
 
     def poll(self, spot: Spot) -> None:
         self.words.reap()
@@ -471,11 +566,12 @@ class _Drainer:
 class Reading:
     """The ``with`` of read.  Which thread is inside, and how deep, the words know: an object may be used again and again."""
 
-    __slots__ = ("_timeout", "_words")
+    __slots__ = ("_preempt", "_timeout", "_words")
 
-    def __init__(self, words: RWWords, timeout: float | None) -> None:
+    def __init__(self, words: RWWords, timeout: float | None, preempt: bool = False) -> None:
         self._words = words
         self._timeout = timeout
+        self._preempt = preempt
 
     def __enter__(self) -> Lease | None:
         words = self._words
@@ -492,7 +588,7 @@ class Reading:
                 try:
                     hold = words.take_hold()
                     if words.view[words.word] or not hold.take.compare_exchange(hold.pointer, 0, hold.process.word):  # Q1
-                        words.enter_slowly(hold, self._timeout)
+                        words.enter_slowly(hold, self._timeout, self._preempt)
                     else:
                         if crash_points:
                             crash_points[0]("C50 record taken")
@@ -564,7 +660,7 @@ class Writing:
     ``acquire`` and ``leave`` are those of the lock of the writers; ``give_back`` leaves it as one who was not inside.
     """
 
-    __slots__ = ("_acquire", "_give_back", "_leave", "_process", "_timeout", "_words")
+    __slots__ = ("_acquire", "_give_back", "_leave", "_preempt", "_process", "_timeout", "_words")
 
     def __init__(
         self,
@@ -573,8 +669,10 @@ class Writing:
         leave: Callable[..., object],
         give_back: Callable[[], object],
         timeout: float | None,
+        preempt: bool = False,
     ) -> None:
         self._words = words
+        self._preempt = preempt
         self._acquire, self._leave, self._give_back = acquire, leave, give_back
         self._timeout = timeout
         self._process: _process.ProcessIdentity | None = None
@@ -587,10 +685,11 @@ class Writing:
         if hold is not None and hold.process is _process.current:
             raise words.misused("reads, and would have to wait for itself to write: leave the read first, then look again")
         try:
-            deadline = deadline_after(timeout)
+            deadline, left = deadline_after(timeout), timeout
+            gave_way_to: set[Place] = set()
             while True:
                 try:
-                    if not self._acquire(True, timeout) or not words.drain(deadline):
+                    if not self._acquire(True, left) or not words.drain(deadline, self._preempt, gave_way_to):
                         raise words.timed_out(timeout)
                     grant = words.grant
                     if grant is not None and grant.record_site:
@@ -600,6 +699,13 @@ class Writing:
                     return lease
                 except Forked:
                     pass  # as in Reading
+                except GiveWay as better:
+                    gave_way_to.add(better.to)
+                    if crash_points:
+                        crash_points[0]("C63 about to give way")
+                    self._undo()
+                if deadline is not None:
+                    left = max(0.0, deadline - SYSTEM.monotonic())
         except BaseException:
             try:
                 self._undo()

@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from _thread import get_ident
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -303,13 +303,30 @@ class Grant(Slot):
             reason = f"its contract does not allow to preempt, only {', '.join(self.terms.operations)}"
             raise ContractDenied(self.text, reason, rule)
 
-    def ask_for_preemption(self) -> None:
-        """The calling thread is about to sleep.  Asked again at each poll: there may be another holder by then."""
-        if get_ident() in self.preempting and self.process is _process.current:
-            self.connection.ring({"op": "preempt", "slot": self.number})
+    @contextlib.contextmanager
+    def preempts(self) -> Iterator[None]:
+        """Whoever has lower precedence is thrown out while the calling thread waits in here.  ContractDenied."""
+        self.check_preemption()
+        thread = get_ident()
+        try:
+            self.preempting.add(thread)
+            yield
+        finally:
+            _process.to_the_end(lambda: self.preempting.discard(thread))
 
-    def announce_wait(self) -> None:
-        """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one."""
+    def ask_for_preemption(self, reads: bool = False) -> None:
+        """The calling thread is about to sleep.  Asked again at each poll: there may be another holder by then.
+
+        ``reads``: it waits to read, and readers are not in its way.
+        """
+        if get_ident() in self.preempting and self.process is _process.current:
+            self.connection.ring({"op": "preempt", "slot": self.number, "reads": reads})
+
+    def announce_wait(self, reads: bool = False) -> None:
+        """Tell the supervisor that the calling thread is about to sleep.  Called again at each poll: there may be a new one.
+
+        ``reads``: it waits for the writer of an RWLock, and not for readers.
+        """
         if self.process is not _process.current:
             return
         thread = threading.get_native_id()
@@ -319,7 +336,7 @@ class Grant(Slot):
         if thread not in self.announced:
             self.announced[thread] = None
             if self.terms.inherit:
-                self._write_wait(thread)
+                self._write_wait(thread | (_ledger.WAIT_READS if reads else 0))
         if self.connection.ring({"op": "waiting", "slot": self.number}):
             self.announced[thread] = bell
 
@@ -340,15 +357,14 @@ class Grant(Slot):
             return
         word = thread | self.number + 1 << _ledger.WAIT_SLOT_SHIFT
         for index, found in enumerate(self.view[_ledger.WAITS : _ledger.WAITS + _ledger.MOST_WAITS].tolist()):
-            if found == word:
+            if found & ~_ledger.WAIT_READS == word:
                 self.view[_ledger.WAITS + index] = 0
         self.connection.ring({"op": "settled", "slot": self.number})
         self.announced.pop(thread, None)
 
     def tell_if_lifted(self) -> None:
         """After X3: the supervisor may put back the priority of a thread that it lifted."""
-        end = _ledger.LIFTS + _ledger.MOST_LIFTS * _ledger.LIFT_WORDS
-        if self.rings and any(self.view[_ledger.LIFTS : end : _ledger.LIFT_WORDS].tolist()):
+        if self.rings and self.process is _process.current and self.ledger.has_lifts():
             self.connection.ring({"op": "settled", "slot": self.number})
 
     @property

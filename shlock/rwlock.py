@@ -9,6 +9,7 @@ from __future__ import annotations
 from _thread import get_ident
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from . import _layout as at
@@ -56,12 +57,16 @@ class RWLock(_Owned):
                   there with another number.  A writer looks at the records of all of them
     on_abandoned  what is seen of a dead writer: "warn" (an AbandonedWarning), "ignore" (``abandoned`` is set), "poison"
                   (AbandonedError, until somebody repairs it inside ``with rwlock.repair()``).  It belongs to the lock
-    lease, grace, rank, on_terminate, record_site
+    lease, grace, on_terminate, record_site
                   as for a Lock: how long a ``with`` of write may last, counted from when the last reader has left, or one of
                   read.  Who overruns is asked to leave, then killed, and the others go on when it is dead.  Each thread that
                   reads has a deadline of its own; the first of them that overruns ends its process.  A read within a read
                   belongs to the outer one and its deadline
-    operations    what the contract is asked for: "read", "write" or both.  What it does not allow raises ContractDenied
+    rank          who waits goes in by precedence: a reader goes before a writer that is not better, as without ranks; a worse
+                  one waits until that writer has left
+    operations    what the contract is asked for: "read", "write", "preempt".  What it does not allow raises ContractDenied
+    inherit       priority inheritance, as for a Lock: a writer lifts all the readers that it waits for, a reader the writer.
+                  Who waits because there are more readers than ``readers`` lifts nobody
 
     Uncontended, neither read nor write makes a system call.
     """
@@ -83,9 +88,10 @@ class RWLock(_Owned):
         operations: Collection[str] = OPERATIONS,
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        inherit: bool = False,
         ctx: Any = None,
     ) -> None:
-        terms = self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, OPERATIONS)
+        terms = self._terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, OPERATIONS, inherit)
         if readers is not None:
             if isinstance(readers, bool) or not isinstance(readers, int):
                 raise TypeError(f"readers must be an int, not {type(readers).__name__}")
@@ -131,11 +137,14 @@ class RWLock(_Owned):
 
     # -- holding it ---------------------------------------------------------------------------------------------------
 
-    def read(self, timeout: float | None = None) -> Reading:
+    def read(self, timeout: float | None = None, preempt: bool = False) -> Reading:
         """``with rwlock.read() as lease:`` hold it together with other readers; ``lease`` is None for one without a lease.
 
         Blocks while somebody writes or waits to write; TimeoutError after ``timeout`` seconds.  A thread that reads already
         goes in at once, on the lease that it has.  RuntimeError in a thread that writes.
+
+        ``preempt``, of a leased lock whose contract allows it (else ContractDenied; without a lease ValueError): while it
+        waits, a writer of lower precedence is asked to leave at once, and killed after its grace.  Readers are not in its way.
 
         ``lease.token`` is smaller than that of every writer that goes in afterwards, and not smaller than that of any that was
         inside before; readers may have the same.  So a resource that has seen a later writer can reject who still acts on what
@@ -144,18 +153,23 @@ class RWLock(_Owned):
         terms = self._terms
         if terms is not None and "read" not in terms.operations:
             self._refuse("read")
-        if timeout is None:
+        if timeout is None and not preempt:
             return self._reading
         deadline_after(timeout)
-        return Reading(self._words, timeout)
+        self._check_preemption(preempt)
+        return Reading(self._words, timeout, preempt)
 
-    def write(self, timeout: float | None = None) -> Writing:
+    def write(self, timeout: float | None = None, preempt: bool = False) -> Writing:
         """``with rwlock.write() as lease:`` hold it alone; ``lease`` is None for one without a lease.
 
         Blocks until the readers and the writer that are inside have left; TimeoutError after ``timeout`` seconds.  RuntimeError
         in a thread that reads or writes already.
+
+        ``preempt`` as for ``read``; of lower precedence it throws out the writer and all readers.
         """
-        return Writing(self._words, self._lock.acquire, self._lock.__exit__, self._give_back, timeout)
+        self._check_preemption(preempt)
+        acquire = partial(self._lock.acquire, preempt=True) if preempt else self._lock.acquire
+        return Writing(self._words, acquire, self._lock.__exit__, self._give_back, timeout, preempt)
 
     @contextmanager
     def repair(self) -> Iterator[Abandoned | None]:
@@ -189,6 +203,13 @@ class RWLock(_Owned):
         with writing:
             yield words.abandoned()
 
+    def _check_preemption(self, preempt: bool) -> None:
+        if not preempt:
+            return
+        if self._terms is None:
+            raise ValueError(f"{describe(self._block)}: preempt= needs lease=: without a lease there is no precedence")
+        self._words.grant.check_preemption()
+
     def _refuse(self, what: str) -> None:
         contract, allowed = self.contract, ", ".join(self._terms.operations if self._terms is not None else ())
         reason = f"its contract does not allow to {what}, only {allowed}"
@@ -198,7 +219,7 @@ class RWLock(_Owned):
 
     def locked(self) -> bool:
         """Whether somebody reads or writes, or has closed the door to write."""
-        return bool(self._words.owners()) or self._words.anybody_reads()
+        return bool(self._words.view[self._block.word] & at.OWNER) or self._words.anybody_reads()
 
     @property
     def readers(self) -> int:

@@ -1234,6 +1234,7 @@ def test_each_crash_point_of_the_source_has_a_scenario_in_which_a_process_dies_t
         "test_inheritance",
         "test_bias",
         "test_leased_readers",
+        "test_rwlock_precedence",
         "test_privilege_blocks",
     ):  # each has LABELS, too
         covered |= set(importlib.import_module(name).LABELS)

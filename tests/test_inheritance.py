@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import encodings.ascii
 import encodings.idna  # noqa: F401 - an unprivileged user may not read where Python is
+import gc
 import grp  # noqa: F401
 import os
 import pwd  # noqa: F401
@@ -16,7 +17,9 @@ import resource
 import signal
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,9 +39,10 @@ from support import (
 from test_enforcement import events, nobody_starts_a_supervisor
 
 import shlock
-from shlock import _client, _ledger, _sys, cli, snapshot
+from shlock import _client, _ledger, _owned, _sys, cli, snapshot
 from shlock._sys import SYSTEM
-from shlock.supervisor.inheritance import Priority, inherited
+from shlock.errors import SupervisorError
+from shlock.supervisor.inheritance import Inheritance, Priority, inherited
 from shlock.supervisor.server import Server
 
 LONG = 60.0
@@ -77,7 +81,11 @@ def test_everybody_gets_the_best_of_those_that_wait_for_it(own: dict[int, Priori
         assert (thread in sources) == (best > priority.rank)
         if thread in sources:
             assert own[sources[thread]].rank == best
-            assert priority.lifted_to(own[sources[thread]], reset_on_fork=True).rank == best
+            lifted = priority.lifted_to(own[sources[thread]], reset_on_fork=True)
+            assert lifted.nice <= priority.nice
+            if priority.kind == IDLE and best < (2, 0):  # its nice value counts from now on
+                best = max(best, (1, -priority.nice))
+            assert lifted.rank == best
 
 
 @given(priorities)
@@ -102,7 +110,7 @@ def test_who_is_lifted_keeps_its_nice_value_under_real_time_and_its_real_time_po
     assert Priority(OTHER, 0, 5).lifted_to(Priority(RR, 9, 0), reset_on_fork=False) == Priority(RR, 9, 5)
     assert Priority(RR, 3, 5).lifted_to(Priority(FIFO, 9, 0), reset_on_fork=True) == Priority(RR | RESET, 9, 5)
     assert Priority(BATCH, 0, 5).lifted_to(Priority(OTHER, 0, -3), reset_on_fork=False) == Priority(BATCH, 0, -3)
-    assert Priority(IDLE, 0, 5).lifted_to(Priority(BATCH, 0, 7), reset_on_fork=False) == Priority(OTHER, 0, 7)
+    assert Priority(IDLE, 0, 5).lifted_to(Priority(BATCH, 0, 7), reset_on_fork=False) == Priority(OTHER, 0, 5)
     assert Priority(OTHER, 0, 5).lifted_to(Priority(6, 0, 0), reset_on_fork=False) == Priority(FIFO, 99, 5)
 
 
@@ -219,7 +227,8 @@ def is_lifted_to(child: Child, policy: int, realtime: int, nice: int) -> bool:
         ((RR | RESET, 3, 2), (FIFO, 10, 0), (RR, 10, 2)),
         ((OTHER, 0, 15), (OTHER, 0, 4), (OTHER, 0, 4)),
         ((BATCH, 0, 15), (OTHER, 0, -4), (BATCH, 0, -4)),
-        ((IDLE, 0, 0), (OTHER, 0, 5), (OTHER, 0, 5)),
+        ((IDLE, 0, 9), (OTHER, 0, 5), (OTHER, 0, 5)),
+        ((IDLE, 0, 0), (OTHER, 0, 5), (OTHER, 0, 0)),
     ],
 )
 def test_a_holder_is_lifted_to_its_waiter_and_put_back(
@@ -428,6 +437,73 @@ def test_a_thread_that_is_not_the_first_one_of_its_process_is_lifted_alone(domai
 
 @privileged
 @served
+def test_a_holder_that_came_while_nobody_looked_is_lifted_for_who_waits_already(domain: str, page: Page) -> None:
+    """Nobody is to be lifted when the waiter comes; and the next holder gets in without waiting, so it does not ring."""
+
+    def hold_plainly() -> None:
+        _owned.TURN = 1 << 60  # it is not handed over
+        with lock_of(domain, inherit=False):
+            page[READY] += 1
+            eventually(lambda: page[OVER])
+
+    def hold_when_told() -> None:
+        lock = lock_of(domain)
+        page[READY] += 1
+        eventually(lambda: page[BACK])
+        assert lock.acquire(False)
+        page[INSIDE] = 1
+        eventually(lambda: page[GO])
+        lock.release()
+
+    plain, low = Child(hold_plainly), Child(hold_when_told)
+    eventually(lambda: page[READY] == 2)
+    high = Child(wait, domain, page, (FIFO, 9, 0))
+    eventually(lambda: lock_waits(domain) and is_sleeping(high.pid))
+    high.stop()  # so that it neither gets in nor rings again
+    for _ in range(2):
+        assert told(domain, "lifted") == []  # the answer comes after the look
+    page[OVER] = 1
+    plain.result()
+    page[BACK] = 1
+    eventually(lambda: page[INSIDE])
+    eventually(lambda: is_lifted_to(low, FIFO, 9, 0))
+    high.go_on()
+    page[GO] = 1
+    low.result()
+    high.result()
+
+
+def test_a_thread_that_lost_the_seat_while_it_was_looked_at_is_not_taken_for_the_holder() -> None:
+    """W names the process, THREAD the one of its threads that has the seat: they are two words."""
+
+    class Changing:
+        inherits, view = True, None
+
+        def __init__(self, *threads: int) -> None:
+            self.client = SimpleNamespace(word=1)
+            self.threads = list(threads)
+
+        @property
+        def thread(self) -> int:
+            return self.threads.pop(0) if len(self.threads) > 1 else self.threads[0]
+
+    def pairs(holder: Changing) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        words = [0] * _ledger.SIZE
+        words[_ledger.WAITS] = 5 | 1 << _ledger.WAIT_SLOT_SHIFT
+        contract = SimpleNamespace(inherits=True, thread=5)
+        client = SimpleNamespace(word=2, contracts={0: contract}, ledger=SimpleNamespace(view=memoryview(array("Q", words))))
+        watch: Any = SimpleNamespace(clients={2: client}, holder_of=lambda contract: holder)
+        found, somebody_waits = Inheritance(watch, lambda *_, **__: None)._waits()
+        assert somebody_waits
+        return found
+
+    assert pairs(Changing(7)) == [((2, 5), (1, 7))]
+    assert pairs(Changing(7, 8)) == []
+    assert pairs(Changing(0)) == []
+
+
+@privileged
+@served
 def test_without_inherit_on_either_side_nobody_is_lifted(domain: str, page: Page) -> None:
     def hold_plainly() -> None:
         with lock_of(domain, inherit=False):
@@ -630,9 +706,10 @@ def hold_while_a_thread_waits(lock: Any) -> tuple[tuple[int, int, int], tuple[in
     return meanwhile, scheduled(0)
 
 
-def test_inherit_needs_a_lease() -> None:
+@pytest.mark.parametrize("kind", [shlock.Lock, shlock.RWLock])
+def test_inherit_needs_a_lease(kind: Any) -> None:
     with pytest.raises(ValueError, match="inherit= needs lease="):
-        shlock.Lock("x", inherit=True)
+        kind("x", inherit=True)
 
 
 # -- what dies ------------------------------------------------------------------------------------------------------------
@@ -677,6 +754,132 @@ def test_the_next_supervisor_puts_back_what_the_dead_one_lifted(label: str, is_o
         eventually(lambda: scheduled(holder.pid) == own, "the next one puts it back")
     page[GO] = 1
     assert holder.result() == own
+
+
+@privileged
+def test_the_next_supervisor_puts_back_who_has_dropped_the_lock_meanwhile(domain: str, page: Page) -> None:
+    """A process without contracts has no reason to come to the next supervisor, but that it is lifted."""
+
+    def hold_and_drop() -> None:
+        lock = lock_of(domain)
+        connect = _client.connect
+
+        def connect_when_told(*arguments: Any) -> Any:
+            page[PROGRESS] += 1
+            if not page[BACK]:
+                raise SupervisorError(domain, "none has answered for 20 s", "")
+            return connect(*arguments)
+
+        def has_given_up_or_tried_again(tries: int) -> bool:
+            return page[PROGRESS] >= tries or not any("supervisor" in thread.name for thread in threading.enumerate())
+
+        with lock:
+            _client.connect = connect_when_told
+            page[INSIDE] = 1
+            eventually(lambda: page[GO])
+        del lock
+        gc.collect()
+        tries = page[PROGRESS] + 2
+        eventually(lambda: has_given_up_or_tried_again(tries))
+        page[READY] = 1
+        eventually(lambda: page[OVER])
+
+    server = start_server(domain)
+    holder = Child(hold_and_drop)
+    eventually(lambda: page[INSIDE])
+    with nobody_starts_a_supervisor(domain):
+        waiter = Child(wait, domain, page, (FIFO, 10, 0))
+        eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+        server.kill()
+        waiter.kill()
+        page[GO] = 1
+        eventually(lambda: page[READY])
+        start_server(domain)
+    page[BACK] = 1
+    eventually(lambda: scheduled(holder.pid) == (OTHER, 0, 0), "the next one puts it back")
+    page[OVER] = 1
+    holder.result()
+
+
+@privileged
+@pytest.mark.parametrize("own", [(IDLE, 0, 0), (IDLE, 0, -7), (OTHER, 0, -7), (OTHER, 0, 7), (RR, 3, 2)])
+@pytest.mark.parametrize("waiters", [(OTHER, 0, 5), (FIFO, 9, 0)])
+def test_whatever_was_there_the_next_supervisor_puts_it_back(
+    own: tuple[int, int, int], waiters: tuple[int, int, int], domain: str, page: Page
+) -> None:
+    if Priority(*own).rank >= Priority(*waiters).rank:
+        pytest.skip("it is not lifted for that one")
+    server = start_server(domain)
+    holder = start_holder(domain, page, own)
+    with nobody_starts_a_supervisor(domain):
+        waiter = Child(wait, domain, page, waiters)
+        eventually(lambda: scheduled(holder.pid) != own)
+        server.kill()
+        waiter.kill()
+        start_server(domain)
+    eventually(lambda: scheduled(holder.pid) == own, "the next one puts it back")
+    page[GO] = 1
+    assert holder.result() == own
+
+
+@privileged
+@pytest.mark.parametrize("lie", [(IDLE, 0, -20), (OTHER, 0, -20), (FIFO, 50, -20)])
+def test_a_record_that_the_client_made_up_raises_nobody(lie: tuple[int, int, int], domain: str, page: Page) -> None:
+    """It says that a supervisor has lifted the thread from what it would like to be; while it is lifted, the thread changes."""
+
+    def make_up() -> tuple[int, int, int]:
+        lock = lock_of(domain)
+        with lock:
+            become(OTHER, 0, 5)
+            grant = lock._words.grant
+            thread = threading.get_native_id()
+            for word, value in (
+                (_ledger.LIFT_BIRTH, SYSTEM.thread_birth(os.getpid(), thread)),
+                (_ledger.LIFT_OWN, Priority(*lie).to_word()),
+                (_ledger.LIFT_GIVEN, Priority(OTHER, 0, 5).to_word()),
+                (_ledger.LIFT_NEXT, 0),
+                (_ledger.LIFT_THREAD, thread),
+            ):
+                grant.view[_ledger.LIFTS + word] = value
+            page[INSIDE] = os.getpid()
+            eventually(lambda: page[GO])
+            os.sched_setscheduler(0, BATCH, os.sched_param(0))
+            page[READY] = 1
+            eventually(lambda: page[OVER])
+        return scheduled(0)
+
+    server = start_server(domain)
+    liar = Child(make_up)
+    eventually(lambda: page[INSIDE])
+    with nobody_starts_a_supervisor(domain):
+        server.kill()
+        waiter = Child(wait, domain, page, (OTHER, 0, 4))
+        start_server(domain)
+    eventually(lambda: scheduled(liar.pid) == (OTHER | RESET, 0, 4), "it is lifted for the one that waits")
+    page[GO] = 1
+    eventually(lambda: page[READY])
+    waiter.kill()
+    eventually(lambda: told(domain, "restored"))
+    policy, realtime, nice = scheduled(liar.pid)
+    assert (policy & ~RESET, realtime) == (BATCH, 0)
+    assert nice >= 5
+    page[OVER] = 1
+    liar.result()
+
+
+@privileged
+def test_a_process_inherits_in_one_domain_and_its_contracts_in_another_one_say_so(domain: str) -> None:
+    """Each supervisor would take what the other one has lifted a thread to for its own."""
+
+    def open_both() -> list[tuple[bool, str | None]]:
+        with shlock.Supervisor(domain), shlock.Supervisor(f"{domain}-2"):
+            locks = [lock_of(name) for name in (domain, f"{domain}-2", domain)]
+            return [(lock.contract.inherits, lock.contract.no_inheritance) for lock in locks]
+
+    found = Child(open_both).result()
+    clean(f"{domain}-2")
+    assert [inherits for inherits, _ in found] == [True, False, True]
+    assert found[1][1] == f"threads of this process are lifted in domain {domain!r}, and can be in one domain only"
 
 
 @privileged
@@ -751,6 +954,194 @@ def test_a_supervisor_that_ends_puts_everybody_back(domain: str, page: Page) -> 
         page[OVER] = 1
         server.result()
         assert scheduled(holder.pid) == (OTHER, 0, 0)
+
+
+# -- readers and writers --------------------------------------------------------------------------------------------------
+
+
+def table(domain: str, **options: Any) -> Any:
+    return shlock.RWLock("table", domain=domain, lease=LONG, **{"inherit": True, **options})
+
+
+def go_in(domain: str, page: Page, how: str, own: tuple[int, int, int], inherit: bool = True) -> tuple[int, int, int]:
+    """Read or write until told to go; how we are scheduled afterwards, once that is as before or nobody restores it."""
+    rwlock = table(domain, inherit=inherit)
+    become(*own)
+    with getattr(rwlock, how)():
+        page[INSIDE] += 1
+        eventually(lambda: page[GO])
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: scheduled(0) == own)
+    return scheduled(0)
+
+
+LOW = (OTHER, 0, 0)
+
+
+def inside(domain: str, page: Page, how: str, own: tuple[int, int, int] = LOW, inherit: bool = True) -> Child:
+    before = page[INSIDE]
+    child = Child(go_in, domain, page, how, own, inherit)
+    eventually(lambda: page[INSIDE] > before or not child.is_alive())
+    assert page[INSIDE] > before, child.result()
+    return child
+
+
+def waits(domain: str, page: Page, how: str, own: tuple[int, int, int]) -> Child:
+    child = Child(go_in, domain, page, how, own)
+    eventually(lambda: child.pid in waiting(domain) or not child.is_alive())
+    assert child.is_alive(), child.result()
+    return child
+
+
+def waiting(domain: str) -> set[int]:
+    shots = [one for seen in snapshot.domains() if seen.domain == domain for one in seen.primitives]
+    return {waiter.pid for shot in shots for waiter in shot.waiters}
+
+
+@privileged
+@served
+def test_a_writer_lifts_every_reader_that_it_waits_for(domain: str, page: Page) -> None:
+    own = [LOW, (OTHER, 0, 9), (RR, 4, 0)]
+    readers = [inside(domain, page, "read", priority) for priority in own]
+    better = inside(domain, page, "read", (FIFO, 20, 0))
+    plain = inside(domain, page, "read", LOW, False)
+    writer = waits(domain, page, "write", (FIFO, 10, 0))
+    lifted = [(FIFO, 10, 0), (FIFO, 10, 9), (RR, 10, 0)]
+    eventually(lambda: all(is_lifted_to(reader, *to) for reader, to in zip(readers, lifted, strict=True)))
+    assert (scheduled(better.pid), scheduled(plain.pid)) == ((FIFO, 20, 0), LOW)
+    found = contracts_of(domain)
+    assert {entry["pid"]: entry["lifted"] for entry in found}[readers[0].pid] == "from nice 0 to SCHED_FIFO 10"
+    page[GO] = 1
+    assert [reader.result() for reader in readers] == own
+    assert (better.result(), writer.result(), plain.result()) == ((FIFO, 20, 0), (FIFO, 10, 0), LOW)
+
+
+@privileged
+@served
+def test_a_reader_lifts_the_writer_and_not_the_readers_that_wait_beside_it(domain: str, page: Page) -> None:
+    writer = inside(domain, page, "write")
+    other = waits(domain, page, "read", LOW)
+    reader = waits(domain, page, "read", (FIFO, 10, 0))
+    eventually(lambda: is_lifted_to(writer, FIFO, 10, 0))
+    reader.kill()
+    eventually(lambda: scheduled(writer.pid) == LOW)
+    assert scheduled(other.pid) == LOW
+    page[GO] = 1
+    assert (writer.result(), other.result()) == (LOW, LOW)
+    assert told(domain, "lifted", "restored") == ["lifted", "restored"]
+
+
+@privileged
+@served
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_a_lift_goes_on_from_the_writer_at_the_door_to_the_readers(domain: str, page: Page, how: str) -> None:
+    reader = inside(domain, page, "read")
+    at_the_door = waits(domain, page, "write", LOW)
+    assert scheduled(reader.pid) == LOW
+    high = waits(domain, page, how, (FIFO, 10, 0))
+    for child in (reader, at_the_door):
+        eventually(lambda child=child: is_lifted_to(child, FIFO, 10, 0))
+    high.kill()
+    for child in (reader, at_the_door):
+        eventually(lambda child=child: scheduled(child.pid) == LOW)
+    page[GO] = 1
+    assert (reader.result(), at_the_door.result()) == (LOW, LOW)
+
+
+@privileged
+@served
+def test_a_reader_waits_for_who_writes_and_not_for_a_thread_of_its_own_process_that_waits_to_write(
+    domain: str, page: Page
+) -> None:
+    def wait_in_two_threads() -> tuple[int, int, int]:
+        rwlock = table(domain)
+
+        def write() -> None:
+            page[THREAD] = threading.get_native_id()
+            with rwlock.write():
+                pass
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        eventually(lambda: page[THREAD] and len(rwlock.waiters) == 1)
+        become(FIFO, 10, 0)
+        with rwlock.read():
+            pass
+        writer.join()
+        return scheduled(0)
+
+    holder = inside(domain, page, "write")
+    child = Child(wait_in_two_threads)
+    eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+    assert scheduled(page[THREAD]) == LOW
+    page[GO] = 1
+    assert holder.result() == LOW
+    assert child.result() == (FIFO, 10, 0)
+    lifted = [event["reason"].split()[1] for event in events(domain, "lifted")]
+    assert lifted[0] == str(holder.pid)
+
+
+@privileged
+@served
+def test_of_a_process_only_the_thread_that_reads_is_lifted(domain: str, page: Page) -> None:
+
+    def read_in_one_of_three_threads() -> list[tuple[int, int, int]]:
+        rwlock = table(domain)
+        numbers: dict[str, int] = {}
+
+        def low() -> None:
+            numbers["low"] = threading.get_native_id()
+            with rwlock.read():
+                page[INSIDE] = 1
+                eventually(lambda: page[GO])
+            eventually(lambda: page[OVER])
+
+        def idle() -> None:
+            numbers["idle"] = threading.get_native_id()
+            eventually(lambda: page[OVER])
+
+        threads = [threading.Thread(target=function) for function in (low, idle)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(numbers) == 2 and scheduled(numbers["low"])[1] == 10)
+        found = [scheduled(numbers[name]) for name in ("low", "idle")]
+        page[GO] = 1
+        eventually(lambda: scheduled(numbers["low"]) == LOW)
+        page[OVER] = 1
+        for thread in threads:
+            thread.join()
+        return [*found, scheduled(0)]
+
+    child = Child(read_in_one_of_three_threads)
+    eventually(lambda: page[INSIDE])
+    writer = Child(go_in, domain, page, "write", (FIFO, 10, 0))
+    assert child.result() == [(FIFO | RESET, 10, 0), LOW, LOW]
+    writer.result()
+
+
+@privileged
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_the_next_supervisor_goes_on_lifting_who_holds_an_rwlock_or_puts_it_back(domain: str, page: Page, how: str) -> None:
+    server = start_server(domain)
+    holder = inside(domain, page, how)
+    with nobody_starts_a_supervisor(domain):
+        waiter = waits(domain, page, "write", (FIFO, 10, 0))
+        eventually(lambda: is_lifted_to(holder, FIFO, 10, 0))
+        server.kill()
+        server = start_server(domain)
+        eventually(lambda: any(entry["lifted"] for entry in contracts_of(domain)))
+        assert is_lifted_to(holder, FIFO, 10, 0)
+        server.kill()
+        waiter.kill()
+        start_server(domain)
+    eventually(lambda: scheduled(holder.pid) == LOW)
+    page[GO] = 1
+    assert holder.result() == LOW
+
+
+def contracts_of(domain: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _client.ask(domain, {"op": "contracts", "from": 0})["contracts"]
+    return found
 
 
 # -- at random ------------------------------------------------------------------------------------------------------------

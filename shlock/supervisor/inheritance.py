@@ -1,9 +1,9 @@
 """Priority inheritance: who holds what a thread with a better scheduling priority waits for is lifted to it, and put back.
 
 Only among contracts that inherit, on both sides.  Whoever waits says so in the WAITS of its own ledger and rings at the
-supervisor's socket; THREAD, in the ledger of the process that W names, says which thread has the lock.  While somebody waits or
-is lifted, the supervisor also looks every 10 ms: that is what a lost message costs, a holder that changes without one, and a
-waiter whose priority is changed while it waits.
+supervisor's socket; THREAD, in the ledger of the process that W names, says which thread has the lock.  While somebody waits,
+whoever has the lock, or is lifted, the supervisor also looks every 10 ms: that is what a lost message costs, a holder that
+changes without one, and a waiter whose priority is changed while it waits.
 
     # a thread                  scheduled as              the supervisor has    entered by           leaves to
     # OWN       not lifted      its own priority          nothing               -                    LIFTED
@@ -17,6 +17,7 @@ waiter whose priority is changed while it waits.
     # N3  what the program changes itself while it is lifted is its OWN from then on: it is kept, and what is restored
     # N4  only threads of a client's own process are lifted, or count as waiting: /proc/PID/task of the process of its pidfd
     # N5  what an earlier supervisor's record says never raises a thread: a ledger is a claim
+    # N6  W and THREAD are two words: who is lifted had the seat before and after W named its process, or it is nobody
     #
     # killed after               record   scheduled as   done by the next supervisor
     # S-I1 before the record     none     OWN            -
@@ -26,8 +27,12 @@ waiter whose priority is changed while it waits.
     # S-I5 changed to another    both     NEXT           the same: GIVEN and NEXT are both ours
     # S-I6 restored              both     OWN            as S-I2
 
-The next supervisor finds the records when a client says hello, or when it adopts a holder that is stuck.  Until there is one, a
-lifted thread stays lifted.  Who dies needs nothing: its record goes with its ledger.
+The next supervisor finds the records when a client says hello, which everybody does who has a contract or a record, or when it
+adopts a holder that is stuck.  Until there is one, a lifted thread stays lifted.  Who dies needs nothing: its record goes with
+its ledger.  All of this is a model, too: ``tests/model/inheritance.pml``.
+
+Of an RWLock W's owner is lifted as that of a Lock, for who waits to write and for who waits to read (WAIT_READS).  If that one
+is at the door itself, each reader is lifted for it, by THREAD of the slot of its record.
 
 A lift is two system calls, and the program may change one of two things, so the policy with its real-time priority and the nice
 value are compared apart.  A program that sets exactly what it was given can't be told from us.
@@ -35,7 +40,11 @@ value are compared apart.  A program that sets exactly what it was given can't b
 While a thread is lifted, its children are not: SCHED_RESET_ON_FORK is set (with CAP_SYS_NICE, without which it could not be
 taken away again).  The kernel starts them as SCHED_OTHER, at nice 0 if the parent had real time or a negative nice value.  Nice
 values count only among the threads of one session where the kernel groups them (sched_autogroup_enabled).  The kernel has no
-pidfd for priorities: between the look at /proc and the call, a thread could end and its number come round again.
+pidfd for priorities, and no compare-exchange: between the look at /proc and the call, a thread could end and its number come
+round again, and what its program sets in that moment is lost.
+
+A thread may be lifted by one supervisor only: another one would take what this one has set for its own.  So a process inherits
+in one domain.
 
 The supervisor must run before those whom it serves: from the first contract that inherits, its thread has SCHED_FIFO itself.
 """
@@ -110,14 +119,18 @@ class Priority:
         return self.kind in REAL_TIME or self.kind in ORDINARY
 
     def lifted_to(self, other: Priority, *, reset_on_fork: bool) -> Priority:
-        """This priority, made as good as a better one.  Of SCHED_DEADLINE, which can't be given away, the best below it."""
+        """This priority, made as good as a better one.  Of SCHED_DEADLINE, which can't be given away, the best below it.
+
+        No nice value gets worse by it, so that N5 does not keep us from restoring what was there: under SCHED_IDLE it does not
+        count, and who is lifted from there with a better one than its waiter's is as good as that.
+        """
         flag = os.SCHED_RESET_ON_FORK if reset_on_fork else self.policy & os.SCHED_RESET_ON_FORK
         if other.kind in REAL_TIME or other.kind == DEADLINE:
             realtime = 99 if other.kind == DEADLINE else other.realtime
             kind = self.kind if self.kind in REAL_TIME else os.SCHED_RR if other.kind == os.SCHED_RR else os.SCHED_FIFO
             return Priority(kind | flag, realtime, self.nice)
         kind = os.SCHED_OTHER if self.kind == os.SCHED_IDLE else self.kind
-        return Priority(kind | flag, 0, other.nice)
+        return Priority(kind | flag, 0, min(self.nice, other.nice))
 
     def to_word(self) -> int:
         return 1 << 63 | self.policy << 16 | self.realtime << 8 | self.nice + 20
@@ -220,7 +233,7 @@ class Inheritance:
 
     def look(self) -> None:
         """Lift, lower and restore, until everybody has what is due to it."""
-        waits = self._waits()
+        waits, somebody_waits = self._waits()
         if waits:
             self._prepare()
         own: dict[Thread, Priority] = {}
@@ -238,7 +251,7 @@ class Inheritance:
         for thread, source in sources.items():
             if own[thread].can_be_lifted:
                 self._lift(thread, own, source)
-        self.due = SYSTEM.monotonic_ns() + INTERVAL if waits or self.lifts else NEVER
+        self.due = SYSTEM.monotonic_ns() + INTERVAL if somebody_waits or self.lifts else NEVER
 
     def adopt(self, client: Client) -> None:
         """Take over what an earlier supervisor has lifted in the process of a new client."""
@@ -280,14 +293,15 @@ class Inheritance:
             self.forget(client)
 
     def lift_of(self, contract: Supervised) -> Lift | None:
-        """That of the thread which has the seat of a contract."""
+        """That of the thread which has the seat of a contract, or of a record."""
         return self.lifts.get((contract.client.word, contract.thread))
 
     # -- what is so ---------------------------------------------------------------------------------------------------
 
-    def _waits(self) -> list[tuple[Thread, Thread]]:
-        """Who waits for whom, as far as contracts that inherit say so."""
+    def _waits(self) -> tuple[list[tuple[Thread, Thread]], bool]:
+        """Who waits for whom, as far as contracts that inherit say so; and whether anybody waits, if only for who does not."""
         found = []
+        somebody_waits = False
         for client in self._watch.clients.values():
             if not any(contract.inherits for contract in client.contracts.values()):
                 continue
@@ -297,11 +311,32 @@ class Inheritance:
                 thread = word & (1 << at.PID_BITS) - 1
                 if contract is None or not contract.inherits:
                     continue
-                if contract.thread not in (0, thread):  # another thread of its process has the seat
-                    found.append(((client.word, thread), (client.word, contract.thread)))
-                elif (holder := self._watch.holder_of(contract)) is not None and holder.inherits and holder.thread:
-                    found.append(((client.word, thread), (holder.client.word, holder.thread)))
-        return found
+                somebody_waits = True
+                found += [((client.word, thread), ahead) for ahead in self._ahead_of(contract, thread, word)]
+        return found, somebody_waits
+
+    def _ahead_of(self, contract: Supervised, thread: int, word: int) -> list[Thread]:
+        """For whom a thread waits, as far as those inherit; ``word``: of WAITS."""
+        seated = contract.thread
+        if not word & _ledger.WAIT_READS and seated not in (0, thread):  # another thread of its process has the seat
+            return [(contract.client.word, seated)]
+        holder = self._watch.holder_of(contract)
+        if holder is contract and seated == thread:  # a writer that waits for the readers, all of them
+            return [
+                reader for hold in self._watch.readers_of(contract) if (reader := self._thread_of(hold, hold.owns)) is not None
+            ]
+        if holder is None:
+            return []
+        found = self._thread_of(holder, lambda: self._watch.holder_of(contract) is holder)
+        return [] if found is None else [found]
+
+    @staticmethod
+    def _thread_of(hold: Supervised, holds: Callable[[], bool]) -> Thread | None:
+        """N6: which thread has a hold, if that one inherits."""
+        thread = hold.thread if hold.inherits else 0
+        if not thread or not holds() or hold.thread != thread:
+            return None  # it is leaving, or somebody else came: the next look sees to it
+        return hold.client.word, thread
 
     @staticmethod
     def _birth(client: Client, thread: int) -> int | None:
@@ -451,7 +486,8 @@ class Inheritance:
     def _tell(self, kind: str, thread: Thread, reason: str) -> None:
         client = self._watch.clients.get(thread[0])
         contracts = () if client is None else client.contracts.values()
-        held = next((contract for contract in contracts if contract.inherits and contract.thread == thread[1]), None)
+        holds = (hold for contract in contracts if contract.inherits for hold in (contract, *contract.readers.values()))
+        held = next((hold for hold in holds if hold.thread == thread[1]), None)
         if held is not None:
             self._emit(kind, contract=held, reason=reason)
         else:

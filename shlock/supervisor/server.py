@@ -505,7 +505,7 @@ class Server:
         """A thread of a client waits for a lock, or does so no more: what that changes is due now."""
         contract = _client_of(session).contracts.get(_number(message, "slot", _ledger.SLOTS - 1))
         if contract is not None and message["op"] == "preempt":
-            self.watch.preempt(contract)
+            self.watch.preempt(contract, reads=message.get("reads") is True)
         elif contract is not None and contract.inherits:
             self.inheritance.look_soon()
 
@@ -608,7 +608,7 @@ class Server:
             rule=decision.rule, precedence=precedence_of(decision.precedence, rank), adopted_at=SYSTEM.monotonic_ns(),
             inherits=wants_inheritance and no_inheritance is None,
         )  # fmt: skip
-        contract.may_preempt = "preempt" in wishes.operations
+        contract.may_preempt, contract.may_write = (what in wishes.operations for what in ("preempt", "write"))
         self.watch.add(contract)
         self._settle(contract)  # another supervisor was at T1
         if crash_points:
@@ -723,7 +723,8 @@ class Server:
             holds = [hold for hold in contract.holds() if hold.deadline > LEFT]
             first = min(holds, key=lambda hold: hold.deadline, default=None)
             terms = contract.watched.terms
-            lift = self.inheritance.lift_of(contract) if contract.inherits and contract.owns() else None
+            lifts = (self.inheritance.lift_of(hold) for hold in contract.holds()) if contract.inherits else ()
+            lift = next(filter(None, lifts), None)
             found.append(
                 {
                     "lock": contract.name,

@@ -103,6 +103,7 @@ class Supervised:
         "granted_at",
         "inherits",
         "may_preempt",
+        "may_write",
         "name",
         "place",
         "precedence",
@@ -130,7 +131,7 @@ class Supervised:
         self.raises = raises
         self.rule = rule
         self.inherits = inherits
-        self.may_preempt = False  # until the process itself presents the contract to this supervisor
+        self.may_preempt = self.may_write = False  # until the process itself presents the contract to this supervisor
         self.start = arena.layout.block(block)
         self.place = self.start + at.BLOCK_WORD
         self.view = arena.words.view
@@ -217,6 +218,7 @@ class Reader(Supervised):
         super().__init__(
             contract.client, -1, contract.arena, contract.block, contract.watched.terms, name=contract.name, rank=contract.rank,
             raises=contract.raises, rule=contract.rule, precedence=contract.precedence, adopted_at=contract.watched.adopted_at,
+            inherits=contract.inherits,
         )  # fmt: skip
         self.place = place
 
@@ -233,11 +235,18 @@ class Reader(Supervised):
     @property
     def began(self) -> float:
         """0 also if its process has no slot for this record, which would be its own fault."""
-        ledger, arena = self.client.ledger, self.arena.identity
-        slot = self.slot
+        self._find_slot()
+        return super().began if self.slot >= 0 else 0.0
+
+    @property
+    def thread(self) -> int:
+        self._find_slot()
+        return super().thread if self.slot >= 0 else 0
+
+    def _find_slot(self) -> None:
+        ledger, arena, slot = self.client.ledger, self.arena.identity, self.slot
         if slot < 0 or (ledger.view[_ledger.RECORD + slot], ledger.view[_ledger.ARENA + slot]) != (self.place, arena):
-            slot = self.slot = _ledger.reader_slots_of(ledger, arena).get(self.place, -1)
-        return ledger.moments[_ledger.BEGAN + slot] if slot >= 0 else 0.0
+            self.slot = _ledger.reader_slots_of(ledger, arena).get(self.place, -1)
 
     @property
     def count(self) -> int:
@@ -376,6 +385,11 @@ class Watch:
             w = arena.words.load(arena.layout.spot(at.SPOT_CLAIM, spot)) if 0 <= spot < arena.layout.spots else 0
         return self._places[arena.identity].holders.get(contract.block, {}).get(w & at.OWNER)
 
+    def readers_of(self, contract: Supervised) -> list[Supervised]:
+        """Who reads now, of those with a contract for the RWLock of this one."""
+        contracts = self._places[contract.arena.identity].holders.get(contract.block, {}).values()
+        return [hold for one in contracts for hold in one.holds() if not hold.is_told]
+
     def all(self) -> list[Supervised]:
         return [contract for client in self.clients.values() for contract in client.contracts.values()]
 
@@ -468,17 +482,31 @@ class Watch:
         elif verdict is Verdict.TAKE_AWAY:
             self.take_away(contract)
 
-    def preempt(self, by: Supervised) -> None:
-        """A thread waits that may throw out who has lower precedence: end the present hold, if that is so.
+    def preempt(self, by: Supervised, *, reads: bool = False) -> None:
+        """A thread waits that may throw out who has lower precedence: end the present holds of those.
 
-        Both precedences are those that were granted; what stands in shared memory says only who the holder is.
+        reads  it waits to read: readers are not in its way
+
+        All precedences are those that were granted; what stands in shared memory says only who the holders are.  A writer that
+        is at the door is none: it lets better ones go first by itself.
         """
         places = self._places.get(by.arena.identity)
-        holder = None if places is None else places.holders.get(by.block, {}).get(at.process_in(by.view[by.place]))
-        if holder is not None and by.may_preempt and holder.precedence < by.precedence:
-            self.look()  # so that the hold has been seen
-            holder.watched.end(SYSTEM.monotonic_ns(), at.PREEMPTED)
-            self.due = 0
+        if places is None or not by.may_preempt:
+            return
+        holds = [
+            hold
+            for contract in places.holders.get(by.block, {}).values()
+            if contract.precedence < by.precedence
+            for hold in contract.holds()
+            if hold.is_told or (by.may_write and not reads)
+        ]
+        if not holds:
+            return
+        self.look()  # so that the holds have been seen
+        for hold in holds:
+            if not hold.is_at_the_door():
+                hold.watched.end(SYSTEM.monotonic_ns(), at.PREEMPTED)
+                self.due = 0
 
     def terminate(self, contract: Supervised, reason: str) -> None:
         """K1: ask the holder to leave."""

@@ -533,6 +533,53 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     refuted("rwlock-no-A8-readers", DEADLOCK, "rwlock", WRITERS=1, WITHDRAW=2, MUTATION="A8_ONLY_WRITER", size="quick"),
     refuted("rwlock-no-reap", DEADLOCK, "rwlock", WRITERS=1, READERS=1, CRASHES=1, MUTATION="NO_REAP", size="quick"),
     refuted("rwlock-no-QD", DEADLOCK, "rwlock", WRITERS=1, READERS=1, CRASHES=1, MUTATION="NO_QD", size="quick"),
+    # Priority inheritance.
+    holds("inheritance", "inheritance", size="quick"),
+    holds("inheritance-leave", "inheritance", WITHDRAW=1, ROUNDS=2),
+    holds("inheritance-losses", "inheritance", LOSSES=2),
+    holds("inheritance-two-waiters", "inheritance", WAITERS=2),
+    holds("inheritance-chain", "inheritance", CHAIN=1),
+    holds("inheritance-chain-crash", "inheritance", CHAIN=1, CRASHES=1, size="deep"),
+    holds("inheritance-crash", "inheritance", CRASHES=1, WITHDRAW=1),
+    holds("inheritance-siblings", "inheritance", SIBLINGS=1),
+    holds("inheritance-supervisor-dies", "inheritance", SUPERVISOR_DEATHS=1, size="quick"),
+    holds("inheritance-supervisor-dies-drops", "inheritance", SUPERVISOR_DEATHS=1, DROPS=1, WITHDRAW=1),
+    holds("inheritance-two-waiters-supervisor-dies", "inheritance", WAITERS=2, SUPERVISOR_DEATHS=1, size="deep"),
+    holds("inheritance-supervisor-dies-crash", "inheritance", SUPERVISOR_DEATHS=1, CRASHES=1, size="deep"),
+    holds("inheritance-chain-supervisor-dies", "inheritance", CHAIN=1, SUPERVISOR_DEATHS=1, size="deep"),
+    holds("inheritance-user-between", "inheritance", USER=2, SUPERVISOR_DEATHS=1),
+    holds("inheritance-user-above", "inheritance", USER=4, WITHDRAW=1),
+    # Harmless: the timer finds it, a moment later; and a look at which nobody waits leaves nobody lifted.
+    holds("inheritance-release-silent", "inheritance", LOSSES=1, MUTATION="RELEASE_SILENT", size="quick"),
+    holds("inheritance-timer-while-waited", "inheritance", LOSSES=1, MUTATION="TIMER_WHILE_WAITED", size="quick"),
+    # What the kernel leaves open: there is no compare-exchange for priorities.
+    refuted("inheritance-no-user-in-between", "N1", "inheritance", USER=2, USER_RACES=1, size="quick"),
+    refuted(
+        "inheritance-no-lift-then-record", "N1", "inheritance", SUPERVISOR_DEATHS=1, MUTATION="LIFT_THEN_RECORD", size="quick"
+    ),
+    refuted("inheritance-no-whole-record", "N1", "inheritance", SUPERVISOR_DEATHS=1, MUTATION="RECORD_NOT_WHOLE", size="quick"),
+    refuted("inheritance-no-adoption", "N1", "inheritance", SUPERVISOR_DEATHS=1, MUTATION="NO_ADOPTION", size="quick"),
+    refuted("inheritance-no-adopts-late", "N1", "inheritance", SUPERVISOR_DEATHS=1, MUTATION="ADOPTS_LATE", size="quick"),
+    refuted("inheritance-no-timer", "N1", "inheritance", LOSSES=1, MUTATION="NO_TIMER", size="quick"),
+    refuted("inheritance-no-timer-while-held", "N1", "inheritance", WAITERS=2, MUTATION="TIMER_WHILE_HELD", size="quick"),
+    refuted("inheritance-no-own-is-what-it-has", "N1", "inheritance", WAITERS=2, MUTATION="OWN_IS_WHAT_IT_HAS", size="quick"),
+    refuted("inheritance-no-next", "N1", "inheritance", SUPERVISOR_DEATHS=1, MUTATION="NO_NEXT", size="quick"),
+    refuted("inheritance-no-N3", "N1", "inheritance", USER=2, MUTATION="NO_N3", size="quick"),
+    refuted("inheritance-no-waits-kept", "N1", "inheritance", WITHDRAW=1, MUTATION="WAITS_KEPT", size="quick"),
+    refuted("inheritance-no-chain", "N1", "inheritance", CHAIN=1, MUTATION="NOT_TRANSITIVE", size="quick"),
+    refuted("inheritance-no-thread-once", "N6", "inheritance", SIBLINGS=1, MUTATION="THREAD_ONCE", size="quick"),
+    refuted(
+        "inheritance-no-hello-with-contracts",
+        "N1",
+        "inheritance",
+        SUPERVISOR_DEATHS=1,
+        DROPS=1,
+        WITHDRAW=1,
+        MUTATION="HELLO_WITH_CONTRACTS",
+        size="quick",
+    ),
+    refuted("inheritance-no-rings-once", "N1", "inheritance", LOSSES=1, MUTATION="RINGS_ONCE", size="quick"),
+    refuted("inheritance-no-cleared-first", "N1", "inheritance", SUPERVISOR_DEATHS=1, MUTATION="CLEARED_FIRST", size="quick"),
 )
 
 
