@@ -54,7 +54,6 @@ from typing import Final, NamedTuple
 
 from . import _layout as at
 from ._arena import Arena, Declaration, check_place, write_header
-from ._memory import pages
 from ._segment import Segment
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
@@ -182,7 +181,7 @@ class Made(NamedTuple):
     def layout(self) -> at.Layout:
         """Where everything lies, whatever the header says."""
         is_block = self.kind == at.GUARDED
-        data = pages(self.size) * self.copies
+        data = at.pages(self.size) * self.copies
         return at.Layout(SPOTS, PROCESSES, 2 if is_block else 1, 0, semaphores=True, data=data if is_block else 0)
 
     def declaration(self, lease: int = 1, grace: int = 0) -> Declaration:

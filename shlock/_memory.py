@@ -32,14 +32,9 @@ from ._segment import Segment
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
 
-__all__ = ["BUFFER_SPOTS", "Memory", "Shape", "file_name", "pages"]
+__all__ = ["BUFFER_SPOTS", "Memory", "Shape", "file_name"]
 
 BUFFER_SPOTS: Final = 512  # threads that can be blocked on one buffer at the same time
-
-
-def pages(size: int) -> int:
-    """That many bytes, rounded up to whole pages."""
-    return -(-size // at.PAGE) * at.PAGE
 
 
 @dataclasses.dataclass(frozen=True)

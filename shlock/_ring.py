@@ -51,16 +51,31 @@ import os
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from . import _layout as at
 from . import _process
-from ._arena import Block, Declaration
+from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
+from ._geometry import (
+    CONSUMERS,
+    CONTROLS,
+    COUNT_SHIFT,
+    FREE,
+    KEPT_CHUNKS,
+    LEFT,
+    LONGEST,
+    NO_MEMORY,
+    OVERHEAD,
+    PLACE,
+    PRODUCERS,
+    USED,
+    Geometry,
+    declarations,
+    prepare,
+)
 from ._lending import Lender
-from ._memory import Memory, pages
-from ._owned import IGNORE
+from ._memory import Memory
 from ._parking import Spot, parking_of
 from ._pickling import Part
 from ._sys import SYSTEM, crash_points
@@ -69,9 +84,6 @@ from .errors import SegmentError
 from .synchronize import Lock, owned_words
 
 __all__ = ["CONTROLS", "LONGEST", "Consumer", "Geometry", "Producer", "Within", "declarations", "prepare"]
-
-PRODUCERS, CONSUMERS, READABLE, WRITABLE = range(4)  # control blocks of a ring, from its first one on
-CONTROLS: Final = 4
 
 LENGTH_BITS: Final = 40
 LENGTH: Final = (1 << LENGTH_BITS) - 1
@@ -90,22 +102,15 @@ LARGEST_KEPT_BATCH: Final = 16 << 20
 SHUT: Final = 1 << 1
 ATTENTION: Final = at.PARKED | SHUT
 
-COUNT_SHIFT: Final = 32
-PLACE: Final = (1 << COUNT_SHIFT) - 1
 COUNT: Final = PLACE
 ONE: Final = 1 << COUNT_SHIFT
 HIGH: Final = COUNT << COUNT_SHIFT
-LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chunks is found though others lie in between
 
-NO_MEMORY, FREE, USED, LEFT = range(4)
 _NO_MEMORY_BYTE, *_WITH_MEMORY = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
 _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
-OVERHEAD: Final = 2 * at.WORD  # of a message: its header, and a link behind it
 #: INTENT of consumers: place of the first message + 1, and from this bit on how many messages.
 MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
-#: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
-KEPT_CHUNKS: Final = 8
 #: As many as that at most after a message that filled half of them.
 MOST_KEPT: Final = 128
 
@@ -116,74 +121,6 @@ FEWEST_LOOKS: Final = 10
 #: Nanoseconds for which a thread goes on looking, if somebody is inside at the other end: a long message is being copied there,
 #: and to sleep and be woken takes longer than most copies do.
 LONGEST_COPY: Final = 300_000
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How large a ring is.
-
-    chunk   bytes, a power of two and whole pages
-    chunks  how many there are
-    most    how many may be in use while more than one message is waiting
-    first   byte of the data at which the ring begins: its table, and then its chunks
-    is_lazy whether the memory of a chunk is taken when it is first used, and given back when many are not
-    kept    of a lazy one: how many chunks that are not in use keep their memory
-    """
-
-    chunk: int
-    chunks: int
-    most: int
-    first: int = 0
-    is_lazy: bool = False
-    kept: int = KEPT_CHUNKS
-
-    @classmethod
-    def for_capacity(cls, capacity: int, first: int = 0) -> Geometry:
-        """One for messages of about so many bytes in all, and any single one up to that size.  About twice that in memory."""
-        chunk = at.PAGE
-        while chunk * 16 < capacity:
-            chunk *= 2
-        run = -(-(capacity + OVERHEAD) // chunk)
-        # The last message may lie in the middle: then there is a run on one of its sides.
-        return cls(chunk, 2 * run + 1, run + 1, first)
-
-    @property
-    def table(self) -> int:
-        """Bytes of the table."""
-        return pages(self.chunks)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole ring."""
-        return self.table + self.chunk * self.chunks
-
-    def most_beside(self, run: int) -> int:
-        """How many chunks may be in use when a message is added that needs so many.
-
-        A large message may wait beside another one, so that its producer and its consumer work at the same time: as far as
-        that takes no more memory than is kept anyway.
-        """
-        return max(self.most, min(2 * run, self.kept)) if self.is_lazy else self.most
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest message."""
-        return min(self.chunk * ((self.chunks - 1) // 2) - OVERHEAD, LONGEST)
-
-
-def declarations(kind: int, lease: int = 0, grace: int = 0) -> tuple[Declaration, ...]:
-    """Those of the control blocks of a new ring.  Who gets a lock of it after a death has nothing to repair."""
-    lock = Declaration(kind, policy=IGNORE, lease=lease, grace=grace)
-    return lock, lock, Declaration(kind), Declaration(kind)
-
-
-def prepare(memory: Memory, geometry: Geometry) -> None:
-    """Make the first state of a ring in a new segment.  OSError if the memory for it can't be had."""
-    whole = geometry.table + (geometry.chunk if geometry.is_lazy else geometry.chunk * geometry.chunks)
-    memory.reserve(geometry.first, whole)
-    with memoryview(memory.map(geometry.first, geometry.table)) as table:
-        table[: geometry.chunks] = (_NO_MEMORY_BYTE if geometry.is_lazy else _FREE_BYTE) * geometry.chunks
-        table[0] = USED
 
 
 class _End:

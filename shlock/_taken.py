@@ -49,16 +49,16 @@ from typing import Final
 from . import _layout as at
 from . import _process
 from ._atomic import fence
-from ._memory import Memory, pages
+from ._geometry import COUNT_SHIFT, SLOTS
+from ._memory import Memory
 from ._parking import POLL_INTERVAL
-from ._ring import COUNT, COUNT_SHIFT, Consumer, Producer, Within
+from ._ring import COUNT, Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
 from .synchronize import Lock
 
 __all__ = ["MOST_DELIVERIES", "SLOTS", "Grip", "Slot", "Slots", "within"]
 
-SLOTS: Final = 128  # items of one queue that can be taken and not acknowledged at the same time
 FILLED: Final = 1
 TAG_SHIFT, DELIVERIES_SHIFT, ACKNOWLEDGED_SHIFT = 8, 16, 32
 TAG: Final = 0xFF
@@ -124,13 +124,13 @@ class Slot:
     def _map(self, length: int) -> mmap.mmap:
         kept = min(KEPT_BYTES, self.slots.stride)
         if length > kept:
-            return self.slots.memory.map(self.first, pages(length))
+            return self.slots.memory.map(self.first, at.pages(length))
         if self._beginning is None:
             self._beginning = self.slots.memory.map(self.first, kept)
         return self._beginning
 
     def _reserve(self, length: int) -> None:
-        self.slots.memory.reserve(self.first, pages(max(1, length)))
+        self.slots.memory.reserve(self.first, at.pages(max(1, length)))
         self._reserved = length
 
     def read(self) -> bytearray | bytes:
@@ -174,7 +174,7 @@ class Slot:
         if length:
             if KEPT_BYTES < length <= self.slots.stride:
                 self._reserved = 0
-                self.slots.memory.give_back(self.first + KEPT_BYTES, pages(length) - KEPT_BYTES)
+                self.slots.memory.give_back(self.first + KEPT_BYTES, at.pages(length) - KEPT_BYTES)
             self.view[self.length] = 0
 
 

@@ -14,7 +14,7 @@ from multiprocessing import context as mp_context
 from types import TracebackType
 from typing import Any, Final
 
-from . import _anonymous, _machine, _memory, _names
+from . import _anonymous, _machine, _names
 from . import _arena as arenas
 from . import _layout as at
 from ._arena import Declaration
@@ -108,7 +108,7 @@ class Block(_Primitive):
             copies=buffers or USUAL_COPIES,
         )
         if size is not None:
-            data = _memory.pages(size) * (buffers or USUAL_COPIES)
+            data = at.pages(size) * (buffers or USUAL_COPIES)
             if data > sys.maxsize // 2:
                 raise OSError(errno.ENOSPC, f"no memory for {buffers or USUAL_COPIES} copies of {size} bytes")
             # An extension is nothing that is shown, or could be opened, by itself.

@@ -28,9 +28,19 @@ from typing import Any, Final, Literal, Self
 from . import _anonymous, _machine, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Block, Declaration
+from ._geometry import (
+    CONTROLS,
+    LAZY_CHUNK,
+    LAZY_CHUNKS,
+    MOST_BYTES,
+    Geometry,
+    channel_controls,
+    channel_rings,
+    prepare,
+)
 from ._memory import Memory, Shape
 from ._parking import deadline_after, parking_of
-from ._ring import CONTROLS, SHUT, Consumer, Geometry, Producer, Within, declarations, prepare
+from ._ring import SHUT, Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import SegmentError
@@ -39,9 +49,7 @@ from .synchronize import Waiter, terms_for, waiters_of
 __all__ = ["Channel", "Connection", "Pipe"]
 
 DEFAULT_SIZE: Final = 1 << 20  # bytes
-MOST_BYTES: Final = 1 << 33  # of one direction: places of messages have so many words
-#: A pipe without a size: messages of up to half of it; memory is taken as it is needed.
-PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, PIPE_KEPT = 1 << 18, 1 << 13, 9, 128
+PIPE_MOST, PIPE_KEPT = 9, 128  # chunks of a pipe without a size: in use at a time, and that keep their memory
 
 #: Bytes of the segment's file that stand for the ends; see ``_segment`` for the first two.
 BYTE_END: Final = 2
@@ -477,24 +485,19 @@ def _part_of(buf: Any, offset: int, size: int | None) -> memoryview:
 # -- Channel --------------------------------------------------------------------------------------------------------------
 
 
-def _shape(size: int, terms: Terms | None) -> tuple[Shape, Geometry, Geometry]:
-    one = Geometry.for_capacity(size)
-    other = Geometry.for_capacity(size, first=one.size)
+def _shape(size: int, terms: Terms | None) -> Shape:
     lease, grace = (terms.lease, terms.grace) if terms is not None else (0, 0)
-    controls = (Declaration(at.CHANNEL, parameter=size, lease=lease, grace=grace),)
-    return _shape_of(controls, 2 * declarations(at.CHANNEL, lease, grace), one, other)
+    return _shape_of(channel_controls(size, lease, grace), *channel_rings(size))
 
 
-def _shape_of(
-    controls: tuple[Declaration, ...], rings: tuple[Declaration, ...], one: Geometry, other: Geometry
-) -> tuple[Shape, Geometry, Geometry]:
+def _shape_of(controls: tuple[Declaration, ...], one: Geometry, other: Geometry) -> Shape:
     def prepare_both(memory: Memory) -> None:
         for geometry in (one, other):
             prepare(memory, geometry)
 
     # All at once: what is more than /dev/shm can ever hold is refused before any of it is taken.
     reserve = 0 if one.is_lazy else one.size + other.size
-    return Shape(controls + rings, one.size + other.size, reserve, prepare_both), one, other
+    return Shape(controls, one.size + other.size, reserve, prepare_both)
 
 
 class Channel(_Messages):
@@ -534,7 +537,7 @@ class Channel(_Messages):
             size = DEFAULT_SIZE
         shape = None
         if size is not None:
-            shape, *_ = _shape(check_size(size), terms)
+            shape = _shape(check_size(size), terms)
         if name is None:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a channel with a name, and there is none")
@@ -556,12 +559,12 @@ class Channel(_Messages):
         if control.kind != at.CHANNEL or memory.arena.layout.blocks != 1 + 2 * CONTROLS:
             raise memory.arena.damaged("it is no Channel")
         self._size = control.parameter
-        if not 0 < self._size <= MOST_BYTES or memory.size != _shape(self._size, None)[0].data:
+        if not 0 < self._size <= MOST_BYTES or memory.size != sum(ring.size for ring in channel_rings(self._size)):
             raise memory.arena.damaged(f"it says that it holds {self._size} bytes")
         if control.leased and terms is None:
             lease, grace = (memory.arena.words.load(control.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
             terms = self._terms = Terms(lease, grace, 0, tuple(sorted(_USUAL)))
-        _, *geometries = _shape(self._size, None)
+        geometries = channel_rings(self._size)
         out, into = (0, 1) if privileged else (1, 0)
         self._out = Producer(memory, 1 + CONTROLS * out, geometries[out], self._text(), terms)
         self._in = Consumer(memory, 1 + CONTROLS * into, geometries[into], self._text(), terms)
@@ -787,18 +790,16 @@ def _shut(memory: Memory, side: int) -> None:
 
 
 def _pipe_geometries(memory: Memory) -> tuple[Geometry, Geometry]:
-    size = memory.control(0).parameter
-    return _pipe_shape(size)[1:]
+    return _pipe_rings(memory.control(0).parameter)
 
 
-def _pipe_shape(size: int) -> tuple[Shape, Geometry, Geometry]:
+def _pipe_rings(size: int) -> tuple[Geometry, Geometry]:
     """``size``: as for a Channel; 0: as large as need be."""
     if size:
-        shape, one, other = _shape(size, None)
-        return shape, one, other
-    one = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, 0, is_lazy=True, kept=PIPE_KEPT)
-    other = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, one.size, is_lazy=True, kept=PIPE_KEPT)
-    return _shape_of((Declaration(at.CHANNEL),), 2 * declarations(at.CHANNEL), one, other)
+        return channel_rings(size)
+    one = Geometry(LAZY_CHUNK, LAZY_CHUNKS, PIPE_MOST, 0, is_lazy=True, kept=PIPE_KEPT)
+    other = Geometry(LAZY_CHUNK, LAZY_CHUNKS, PIPE_MOST, one.size, is_lazy=True, kept=PIPE_KEPT)
+    return one, other
 
 
 def Pipe(duplex: bool = True, *, size: int | None = None) -> tuple[Connection, Connection]:
@@ -812,7 +813,8 @@ def Pipe(duplex: bool = True, *, size: int | None = None) -> tuple[Connection, C
     BrokenPipeError: at once when the end was closed; when its last process was killed, a writer may go on until its messages
     fill a few chunks that nobody empties.
     """
-    memory = Memory.create(_pipe_shape(0 if size is None else check_size(size))[0])
+    bytes_ = 0 if size is None else check_size(size)
+    memory = Memory.create(_shape_of(channel_controls(bytes_), *_pipe_rings(bytes_)))
     tokens = []
     try:
         for side in (0, 1):

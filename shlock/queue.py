@@ -31,49 +31,37 @@ from . import _anonymous, _machine, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Declaration
 from ._atomic import Operand
-from ._memory import Memory, Shape, pages
-from ._owned import IGNORE
+from ._geometry import (
+    DONE,
+    FIRST_SLOT,
+    ITEMS,
+    LETTERS,
+    MOST_BYTES,
+    SLOTS,
+    prepare,
+    queue_controls,
+    queue_rings,
+    slot_size,
+)
+from ._memory import Memory, Shape
 from ._parking import deadline_after
-from ._ring import CONTROLS, LONGEST, Consumer, Geometry, Producer, declarations, prepare
-from ._taken import MOST_DELIVERIES, SLOTS, Grip, Slots, within
-from .channel import PIPE_CHUNK, PIPE_CHUNKS, Closed, check_size, memory_of
+from ._ring import Consumer, Producer
+from ._taken import MOST_DELIVERIES, Grip, Slots, within
+from .channel import Closed, check_size, memory_of
 from .contract import Contract, Lease, OnTerminate, Terms
 from .synchronize import Waiter, terms_for, waiters_of
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "SimpleQueue", "Taken"]
 
-ITEMS, LETTERS = 1, 1 + CONTROLS  # first control blocks of the two rings
-DONE: Final = 1 + 2 * CONTROLS  # counts the items that are done; who joins parks here
-FIRST_SLOT: Final = DONE + 1  # and behind the slots a word at which parks who waits for an empty one
-BLOCKS: Final = FIRST_SLOT + SLOTS + 1
 MOST_ITEMS: Final = 2**31 - 1
-KEPT_CHUNKS: Final = 16  # that nobody uses: taking their memory anew costs more than filling it
 JOINABLE: Final = 1 << 32  # in BLOCK_MOST_ITEMS: its items are counted until they are done
 
 _USUAL: Final = ("send", "receive")
 
 
-def _geometries(size: int) -> tuple[Geometry, Geometry]:
-    """Of the items and of the dead letters; ``size`` 0: as large as need be."""
-    if size:
-        items = Geometry.for_capacity(size)
-    else:
-        items = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_CHUNKS, is_lazy=True, kept=KEPT_CHUNKS)
-    chunks = max(items.chunks, min(PIPE_CHUNKS, 4 * LONGEST // items.chunk))  # as far as a place can say
-    return items, Geometry(items.chunk, chunks, chunks, items.size, is_lazy=True)
-
-
 def _shape(size: int, most_items: int, most_deliveries: int, terms: Terms | None) -> Shape:
-    items, letters = _geometries(size)
+    items, letters = queue_rings(size)
     lease, grace = (terms.lease, terms.grace) if terms is not None else (0, 0)
-    slot = Declaration(at.QUEUE, policy=IGNORE, lease=lease, grace=grace)
-    controls = (
-        Declaration(at.QUEUE, parameter=size, lease=lease, grace=grace),
-        *2 * declarations(at.QUEUE, lease, grace),
-        Declaration(at.QUEUE),
-        *(slot,) * SLOTS,
-        Declaration(at.QUEUE),
-    )
 
     def prepare_all(memory: Memory) -> None:
         prepare(memory, items)
@@ -82,11 +70,8 @@ def _shape(size: int, most_items: int, most_deliveries: int, terms: Terms | None
         memory.arena.words.store(start + at.BLOCK_MOST_ITEMS, most_items)
         memory.arena.words.store(start + at.BLOCK_MOST_DELIVERIES, most_deliveries)
 
-    return Shape(controls, items.size + letters.size + SLOTS * _stride(items), 0, prepare_all)
-
-
-def _stride(items: Geometry) -> int:
-    return pages(items.longest)
+    data = items.size + letters.size + SLOTS * slot_size(items)
+    return Shape(queue_controls(size, lease, grace), data, 0, prepare_all)
 
 
 class _Items:
@@ -352,11 +337,12 @@ class Queue(_Items):
         self._terms = terms
         control, view = memory.control(0), memory.arena.words.view
         size = control.parameter
-        if control.kind != at.QUEUE or memory.arena.layout.blocks != BLOCKS or size > 1 << 33:
+        slots = SLOTS
+        if control.kind != at.QUEUE or memory.arena.layout.blocks != FIRST_SLOT + slots + 1 or size > MOST_BYTES:
             raise memory.arena.damaged("it is no Queue")
-        items, letters = _geometries(size)
-        stride = _stride(items)
-        if memory.size != items.size + letters.size + SLOTS * stride:
+        items, letters = queue_rings(size)
+        stride = slot_size(items)
+        if memory.size != items.size + letters.size + slots * stride:
             raise memory.arena.damaged(f"it says that it holds {size} bytes")
         if control.leased and terms is None:
             lease, grace = (memory.arena.words.load(control.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
