@@ -7,6 +7,7 @@ when it is attached, and nothing that another process wrote is believed without 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import process as mp_process
 from multiprocessing import util
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import _layout as at
 from . import _process
@@ -26,7 +27,18 @@ from ._segment import Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
 
-__all__ = ["Arena", "Block", "Declaration", "check_place", "check_segment", "extensions_for", "write_header"]
+__all__ = [
+    "Arena",
+    "Block",
+    "Declaration",
+    "Extent",
+    "Part",
+    "Rights",
+    "check_place",
+    "check_segment",
+    "extensions_for",
+    "write_header",
+]
 
 SPOTS: Final = 1024  # threads that can be blocked in one arena at the same time
 PROCESSES: Final = 128  # names of processes that are remembered
@@ -48,6 +60,7 @@ class Declaration:
     lease: int = 0  # ns, 0 = none; what it is created with
     grace: int = 0  # ns
     copies: int = 0  # of the content of a guarded buffer
+    limits: tuple[int, int] = (0, 0)  # of a new queue: BLOCK_MOST_ITEMS and BLOCK_MOST_DELIVERIES
 
     def kind_word(self) -> int:
         flags = (at.OWNED if self.owned else 0) | (at.LEASED if self.lease else 0)
@@ -118,6 +131,9 @@ class Block:
 
     @property
     def parameter(self) -> int:
+        size = self.arena.only_size
+        if size is not None and not self.index:
+            return size
         return self.arena.words.load(self.start + at.BLOCK_PARAMETER)
 
     def __del__(self) -> None:
@@ -148,6 +164,40 @@ _process.before_fork.append(_count_fork)
 living: weakref.WeakSet[Arena] = weakref.WeakSet()
 
 
+class Extent(NamedTuple):
+    """Some bytes of the data of an object, and in which of its memory files they are, from which byte on; 0: the segment."""
+
+    first: int
+    end: int
+    part: int
+    offset: int
+
+
+class Rights(NamedTuple):
+    """What a supervisor allowed this process when it gave it the segment, and by which rule."""
+
+    operations: frozenset[str] = frozenset()
+    rule: str = "no rule"
+
+
+class Part:
+    """A memory file without tables, by its descriptor, which is closed with the last use."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            SYSTEM.close(fd)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # the interpreter is shutting down
+            self.close()
+
+
 class Arena:
     """One mapped segment with its tables.  Everything about a segment that could be wrong is checked on attach."""
 
@@ -160,6 +210,12 @@ class Arena:
         #: Of the one object in it: in an arena of the machine, and in that of a buffer with a name.
         self.only_name: str | None = header_text(segment, at.HEADER_NAME) if domain is not None and layout.data else None
         self.made: object = None  # of an arena of the machine: what it was made for (``_machine``)
+        #: Of the machine: further memory files of the object, by number, as far as this process was given them; and where its
+        #: data is.  Empty where all of it is in the segment.
+        self.parts: dict[int, Part] = {}
+        self.extents: tuple[Extent, ...] = ()
+        self.rights = Rights()
+        self.only_size: int | None = None  # of the one object in an arena of the machine: its parameter
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []

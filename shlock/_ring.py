@@ -76,6 +76,7 @@ from ._geometry import (
 )
 from ._lending import Lender
 from ._memory import Memory
+from ._owned import IGNORE
 from ._parking import Spot, parking_of
 from ._pickling import Part
 from ._sys import SYSTEM, crash_points
@@ -111,6 +112,7 @@ _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
 #: INTENT of consumers: place of the first message + 1, and from this bit on how many messages.
 MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
+MOST_OF_MACHINE: Final = 1024  # likewise
 #: As many as that at most after a message that filled half of them.
 MOST_KEPT: Final = 128
 
@@ -126,8 +128,12 @@ LONGEST_COPY: Final = 300_000
 class _End:
     """What producers and consumers have in common: the words, the table, a mapping of the chunks, and waiting."""
 
-    def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, *, writable: bool) -> None:
+    def __init__(
+        self, memory: Memory, control: int, which: int, geometry: Geometry, name: str, terms: Terms | None, needs: str
+    ) -> None:
+        """``which`` of the control blocks has the lock of this end; ``needs``: what the contract must allow to use it."""
         arena = memory.arena
+        self.is_allowed = terms is None or needs in terms.operations
         self.memory = memory
         self.arena = arena
         self.geometry = geometry
@@ -153,13 +159,22 @@ class _End:
         self._busy = {self.readable_block.index: producers.word, self.writable_block.index: consumers.word}
         self.lent: memoryview | None = None
         self._their_intent = consumers.start + at.BLOCK_INTENT
-        self._writable_data = writable
+        self._writable_data = which == PRODUCERS and self.is_allowed
         self._mapped = 0  # bytes of chunks
-        self.lock: Lock
-        self.way_in: Lock | Within  # the lock, or within a block in place one that knows of it
+        self.lock = Lock._over(memory.control(control + which), terms, needs=needs)
+        self.lock._words.policy = IGNORE  # whatever stands there
+        self.way_in: Lock | Within = self.lock  # or within a block in place one that knows of it
         self.lender: Lender
+        #: Messages that are taken at once.  Of the machine, as few as an heir may have to count again within its lease (M8).
+        self.most_at_once = MOST_MESSAGES if arena.made is None else MOST_OF_MACHINE
         _all.add(self)
-        self.map_up_to(min(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS), geometry.chunk * geometry.chunks))
+        if self.is_allowed or arena.made is None:  # of the machine, who may not has no descriptor of them
+            self.map_up_to(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS))
+
+    def check(self) -> None:
+        """ContractDenied if the contract does not allow to use this end."""
+        if not self.is_allowed:
+            self.lock.acquire()
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -229,6 +244,13 @@ class _End:
             left.append(range(place // chunk, (end - 1) // chunk))
         return place, word
 
+    def check_way(self, left: list[range], known: int, passed: int) -> int:
+        """How many chunks were left since ``known`` of them had been.  SegmentError if those, and ``passed``, are too many."""
+        more = sum(map(len, left[known:]))
+        if passed + more > self.geometry.chunks:
+            raise self.damaged("its messages go round in a circle")
+        return more
+
     def give_back(self, left: list[range]) -> None:
         """Under the lock of the consumers, HEAD being behind them: chunks are not in use any more.  Closes INTENT (R6)."""
         mine = [used for chunks in left for used in self._used_of(chunks)]
@@ -295,8 +317,12 @@ class _End:
         left: list[range] = []
         if intent and (now >> COUNT_SHIFT) - (after >> COUNT_SHIFT) & COUNT < COUNT >> 1:  # HEAD has moved
             place = (intent & (1 << MESSAGES_SHIFT) - 1) - 1 << 3
-            for _ in range(min(intent >> MESSAGES_SHIFT, self.chunk * self.geometry.chunks // at.WORD)):
+            count = min(intent >> MESSAGES_SHIFT, self.chunk * self.geometry.chunks // at.WORD)
+            passed = 0
+            for _ in range(count if place >= 0 and count <= self.most_at_once else 0):
+                known = len(left)
                 place, word = self.follow(place, left)
+                passed += self.check_way(left, known, passed)
                 place = place + 8 + (word & LENGTH) + 7 & ~7
             if place != (after & PLACE) << 3:
                 raise self.damaged("what a dead consumer had begun was overwritten")
@@ -503,10 +529,8 @@ class Producer(_End):
         self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None, needs: str = "send"
     ) -> None:
         """``needs``: what the contract must allow to put messages here."""
-        super().__init__(memory, control, geometry, name, writable=terms is None or needs in terms.operations)
-        block = memory.control(control + PRODUCERS)
-        self.lock = self.way_in = Lock._over(block, terms, needs=needs)
-        self.intent = block.start + at.BLOCK_INTENT
+        super().__init__(memory, control, PRODUCERS, geometry, name, terms, needs)
+        self.intent = memory.control(control + PRODUCERS).start + at.BLOCK_INTENT
         self._consumers = memory.control(control + CONSUMERS)
         self.longest = geometry.longest
         #: Called when several chunks are waiting and nobody has taken any of their messages since the last one was begun.
@@ -817,10 +841,8 @@ class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
-        super().__init__(memory, control, geometry, name, writable=False)
-        block = memory.control(control + CONSUMERS)
-        self.lock = self.way_in = Lock._over(block, terms, needs="receive")
-        self.intent = block.start + at.BLOCK_INTENT
+        super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
+        self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -869,24 +891,27 @@ class Consumer(_End):
         try:
             with lock or self.way_in:
                 head = view[self.head]
-                count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most, MOST_MESSAGES)
+                count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most, self.most_at_once)
                 if not count:
                     return found
                 if IS_WEAK:
                     fence()
                 place = (head & PLACE) << 3
                 words, mapping, mask, room, mapped = self.words, self.mapping, self.mask, self.room, self._mapped
+                passed = 0
                 while len(found) < count:
                     word = words[place >> 3] if place < mapped else LINK
                     tag, length = word >> TAG_SHIFT, word & LENGTH
                     if tag > TAG or (place & mask) + length > room:
+                        known = len(left)
                         place, word = self.follow(place, left)
+                        passed += self.check_way(left, known, passed)
                         words, mapping, mapped = self.words, self.mapping, self._mapped
                         tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                     end = place + 8 + length
                     after = end + 7 & ~7
                     if length <= room and tag < TO_BE_WRITTEN and words[after >> 3] == word:
-                        place, run = self._equals(place, after - place, count - len(found))
+                        place, run = self._equals(place, word, after - place, count - len(found))
                         found += [(tag, body) for (body,) in run]
                     else:
                         body = mapping[place + 8 : end]
@@ -905,14 +930,15 @@ class Consumer(_End):
             _keep_memory_for(size)
         return found
 
-    def _equals(self, place: int, step: int, most: int) -> tuple[int, Iterable[tuple[bytes]]]:
+    def _equals(self, place: int, word: int, step: int, most: int) -> tuple[int, Iterable[tuple[bytes]]]:
         """The messages in a row, from a place on, that have the same header as the first one; and the place behind them.
 
-        They lie in one chunk, ``step`` bytes from one to the next, and are all taken by one call.
+        They lie in one chunk, ``step`` bytes from one to the next, and are all taken by one call.  ``word`` is the first header
+        as it was checked: it may be another one by now.
         """
         words, first = self.words, place >> 3
         fitting = min(most, MOST_EQUALS, (self.chunk - at.WORD - (place & self.mask)) // step)
-        headers, word = words[first : first + fitting * (step >> 3) : step >> 3].tolist(), words[first]
+        headers = [word, *words[first : first + fitting * (step >> 3) : step >> 3].tolist()[1:]]
         count = headers.count(word)
         if count < fitting:
             count = next(index for index, header in enumerate(headers) if header != word)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import BufferTooShort, reduction
 from multiprocessing import context as mp_context
 from types import TracebackType
@@ -44,7 +44,7 @@ from ._ring import SHUT, Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import SegmentError
-from .synchronize import Waiter, terms_for, waiters_of
+from .synchronize import Waiter, attach_of_machine, terms_for, waiters_of
 
 __all__ = ["Channel", "Connection", "Pipe"]
 
@@ -87,6 +87,7 @@ class _Messages:
 
     _out: Any  # Producer, or Closed
     _in: Any  # Consumer, or Closed
+    _loads: Callable[[int, Any], Any] = staticmethod(_pickling.loads)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class _Messages:
             if maxlength is not None and len(got[1]) > maxlength:
                 raise self._too_long(len(got[1]), maxlength)
         tag, body = got
-        return body if tag == 0 else _pickling.bytes_of_message(tag, body)
+        return body if tag == 0 else _pickling.bytes_of_message(tag, body, self._loads)
 
     def recv_bytes_into(self, buf: Any, offset: int = 0, *, timeout: float | None = None) -> int:
         """Take the next message into a writable buffer, from ``offset`` on; its length in bytes.
@@ -202,10 +203,11 @@ class _Messages:
     def recv(self, *, timeout: float | None = None) -> Any:
         """Take the next message as an object.  Blocks as ``recv_bytes``.
 
-        Large buffers of the object, such as the data of numpy arrays, are not copied once more.
+        Large buffers of the object, such as the data of numpy arrays, are not copied once more.  PickleRefused in a domain of
+        the machine, unless it is a bytes object, or ``unpickle`` was said; the message is taken.
         """
         tag, body = (self._in.get() if timeout is None else None) or self._get_slowly(timeout)
-        return _pickling.loads(tag, body)
+        return self._loads(tag, body)
 
     def recv_many(self, most: int, *, timeout: float | None = None) -> list[bytes]:
         """Take up to ``most`` messages as bytes: all that are there, and at least one.  Blocks as ``recv_bytes``."""
@@ -219,7 +221,7 @@ class _Messages:
                 self._wait_for_message(source, deadline, timeout)
         finally:
             source.pass_on()
-        return [body if tag == 0 else _pickling.bytes_of_message(tag, body) for tag, body in found]
+        return [body if tag == 0 else _pickling.bytes_of_message(tag, body, self._loads) for tag, body in found]
 
     def _get_slowly(self, timeout: float | None) -> tuple[int, Any]:
         source, deadline = self._in, deadline_after(timeout)
@@ -510,6 +512,14 @@ class Channel(_Messages):
     lease, grace, rank, on_terminate, record_site   as for :class:`Lock`: how long a message may be in the making, or being read
                  in place
     operations   what the contract is asked for: "send", "receive" or both
+    unpickle     in a domain of the machine: whether ``recv`` unpickles what it gets.  Else it takes bytes objects only, because
+                 to unpickle something is to let whoever sent it run a program here: anybody may who can open this name
+
+    In a domain of the machine, ``"/NAME"``, several users share the channel (see ``_machine``).  It needs a lease and a size
+    there, and its memory counts against who had it made.  The privileged end is for those to whom the policy gives the class
+    "kernel".  Who may only send, or only receive, has no descriptor of what he may not read or write; but all who may open
+    the channel can lose and repeat messages, and what ``peek`` shows may still change.  ``recv_many`` takes at most 1,024 at
+    a time.
 
     A producer that is killed in the middle of a message leaves nothing of it; a consumer that is killed before it is done with
     a message gives it back.  Ends come and go: nobody is told of it, and messages wait.  Without a name it can be pickled
@@ -529,6 +539,7 @@ class Channel(_Messages):
         operations: Collection[str] = _USUAL,
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        unpickle: bool = False,
     ) -> None:
         terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, usual=_USUAL)
         if not set(operations) & set(_USUAL):
@@ -545,16 +556,17 @@ class Channel(_Messages):
             memory = Memory.create(shape)
         else:
             domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
-            if _machine.is_of_machine(domain):
-                raise ValueError(f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there")
             wanted = Declaration(at.CHANNEL, parameter=size or 0, lease=terms.lease if terms is not None else 0)
-            memory = Memory.open(domain, _names.check_name(name), wanted, shape)
-        self._bind(memory, privileged, terms)
+            memory = open_memory(domain, _names.check_name(name), wanted, shape, terms)
+        self._bind(memory, privileged, terms, unpickle)
 
-    def _bind(self, memory: Memory, privileged: bool, terms: Terms | None) -> None:
+    def _bind(self, memory: Memory, privileged: bool, terms: Terms | None, unpickle: bool) -> None:
         self._memory = memory
         self._privileged = privileged
         self._terms = terms
+        self._unpickle = unpickle
+        if memory.arena.made is not None and not unpickle:
+            self._loads = _pickling.refusing(self._text())
         control = memory.control(0)
         if control.kind != at.CHANNEL or memory.arena.layout.blocks != 1 + 2 * CONTROLS:
             raise memory.arena.damaged("it is no Channel")
@@ -614,7 +626,7 @@ class Channel(_Messages):
     def other_end(self) -> Channel:
         """The opposite end of the same channel, as another object."""
         other = Channel.__new__(Channel)
-        other._bind(self._memory, not self._privileged, self._terms)
+        other._bind(self._memory, not self._privileged, self._terms, self._unpickle)
         return other
 
     def close(self) -> None:
@@ -631,7 +643,7 @@ class Channel(_Messages):
         if self.closed:
             raise OSError("the channel is closed")
         control = self._memory.control(0)
-        state = (self._privileged, self._terms)
+        state = (self._privileged, self._terms, self._unpickle)
         if self.name is None:
             mp_context.assert_spawning(self)
             return _rebuild_channel, (_anonymous.export(control), None, *state)
@@ -649,20 +661,29 @@ class Channel(_Messages):
 
 
 def _rebuild_channel(
-    inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, privileged: bool, terms: Terms | None
+    inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, privileged: bool, terms: Terms | None, unpickle: bool
 ) -> Channel:
     channel = Channel.__new__(Channel)
-    channel._bind(memory_of(inherited, named, Declaration(at.CHANNEL)), privileged, terms)
+    channel._bind(memory_of(inherited, named, Declaration(at.CHANNEL), terms), privileged, terms, unpickle)
     return channel
 
 
-def memory_of(inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, wanted: Declaration) -> Memory:
+def open_memory(domain: str, name: str, wanted: Declaration, shape: Shape | None, terms: Terms | None) -> Memory:
+    """The memory of a name, in whatever domain, which is made if there is none."""
+    if _machine.is_of_machine(domain):
+        return Memory(attach_of_machine(domain, name, wanted, terms).arena)
+    return Memory.open(domain, name, wanted, shape)
+
+
+def memory_of(
+    inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, wanted: Declaration, terms: Terms | None
+) -> Memory:
     """The memory of a pickled object, in the process where it arrives."""
     if inherited is not None:
         block: Block = _anonymous.attach_inherited(*inherited)
         return Memory(block.arena)
     assert named is not None
-    return Memory.open(*named, wanted, None)
+    return open_memory(*named, wanted, None, terms)
 
 
 # -- Pipe -----------------------------------------------------------------------------------------------------------------

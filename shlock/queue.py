@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import context as mp_context
 from queue import Empty, Full
 from typing import Any, ClassVar, Final
 
-from . import _anonymous, _machine, _names, _pickling, _process
+from . import _anonymous, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Declaration
 from ._atomic import Operand
@@ -38,6 +38,7 @@ from ._geometry import (
     LETTERS,
     MOST_BYTES,
     SLOTS,
+    SLOTS_OF_MACHINE,
     prepare,
     queue_controls,
     queue_rings,
@@ -47,7 +48,7 @@ from ._memory import Memory, Shape
 from ._parking import deadline_after
 from ._ring import Consumer, Producer
 from ._taken import MOST_DELIVERIES, Grip, Slots, within
-from .channel import Closed, check_size, memory_of
+from .channel import Closed, check_size, memory_of, open_memory
 from .contract import Contract, Lease, OnTerminate, Terms
 from .synchronize import Waiter, terms_for, waiters_of
 
@@ -79,6 +80,7 @@ class _Items:
 
     _in: Any  # Consumer, or Closed
     _slots: Slots | None = None
+    _loads: Callable[[int, Any], Any] = staticmethod(_pickling.loads)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take the next item for good.
@@ -91,8 +93,8 @@ class _Items:
             got = self._in.get()
             if got is not None:
                 tag, body = got
-                return body if tag == _pickling.OBJECT_IS_BYTES else _pickling.loads(tag, body)
-        return _pickling.loads(*self._get_slowly(block, timeout))
+                return body if tag == _pickling.OBJECT_IS_BYTES else self._loads(tag, body)
+        return self._loads(*self._get_slowly(block, timeout))
 
     def _get_slowly(self, block: bool, timeout: float | None) -> tuple[int, Any]:
         source = self._in
@@ -172,7 +174,7 @@ class _Items:
         failure: BaseException | None = None
         for tag, body in found:
             try:
-                objects.append(body if tag == _pickling.OBJECT_IS_BYTES else _pickling.loads(tag, body))
+                objects.append(body if tag == _pickling.OBJECT_IS_BYTES else self._loads(tag, body))
             except Exception as error:
                 failure = failure or error
         if failure is not None:
@@ -221,7 +223,7 @@ class Taken(Grip):
             slot = self.slot
             assert slot is not None
             self._after, self.deliveries = slot.view[slot.after], slot.deliveries
-            return _pickling.loads(slot.tag, slot.read())
+            return self._queue._loads(slot.tag, slot.read())
         except BaseException:
             self._queue._slots_there.let_go(self)
             raise
@@ -276,6 +278,14 @@ class Queue(_Items):
                     handed out once more; None: no limit
     lease, grace, rank, on_terminate, record_site   as for :class:`Lock`: how long an item may be worked on in ``take``
     operations      what the contract is asked for: "send" (put), "receive" (get and take) or both
+    unpickle        in a domain of the machine: whether items are unpickled that are no bytes objects.  Else they are refused
+                    (PickleRefused), because to unpickle something is to let whoever put it there run a program here: anybody
+                    may who can open this name.  A refused item is gone, but for ``take``, which gives it back
+
+    In a domain of the machine, ``"/NAME"``, several users share the queue (see ``_machine``).  It needs a lease there, and
+    has a fixed size, 256 KiB if none is named; about 22 times that is taken at once, and counts against who had it made.  16
+    items can be worked on in ``take`` at a time.  Who may only receive has no descriptor through which he could write into what
+    others put; but all who may open the queue can lose, repeat and garble items.
 
     maxsize, size and max_deliveries belong to the queue: who attaches to a name either gives the same or none.  Without a name
     it can be pickled only while a process is being spawned.  There is no feeder thread: ``put`` pickles and copies before it
@@ -301,6 +311,7 @@ class Queue(_Items):
         operations: Collection[str] = _USUAL,
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        unpickle: bool = False,
         ctx: Any = None,
     ) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
@@ -313,18 +324,17 @@ class Queue(_Items):
                 raise ValueError(f"max_deliveries must be a number from 1 to {MOST_DELIVERIES - 1}, not {max_deliveries}")
         terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, usual=_USUAL)
         bytes_ = 0 if size is None else check_size(size)
-        shape = _shape(bytes_, most_items | (JOINABLE if self._joinable else 0), max_deliveries or 0, terms)
+        limits = most_items | (JOINABLE if self._joinable else 0), max_deliveries or 0
+        shape = _shape(bytes_, *limits, terms)
         if name is None:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a queue with a name, and there is none")
             memory = Memory.create(shape)
         else:
             domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
-            if _machine.is_of_machine(domain):
-                raise ValueError(f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there")
-            wanted = Declaration(at.QUEUE, parameter=bytes_, lease=terms.lease if terms is not None else 0)
-            memory = Memory.open(domain, _names.check_name(name), wanted, shape)
-        self._bind(memory, terms)
+            wanted = Declaration(at.QUEUE, parameter=bytes_, lease=terms.lease if terms is not None else 0, limits=limits)
+            memory = open_memory(domain, _names.check_name(name), wanted, shape, terms)
+        self._bind(memory, terms, unpickle)
         for what, asked, there in (
             ("maxsize", most_items, self._most_items),
             ("max_deliveries", max_deliveries or 0, self._slots_there.most_deliveries),
@@ -332,15 +342,17 @@ class Queue(_Items):
             if asked and asked != there:
                 raise memory.arena.different(f"{self._text()} has {what}={there} there, and {what}={asked} is wanted")
 
-    def _bind(self, memory: Memory, terms: Terms | None) -> None:
+    def _bind(self, memory: Memory, terms: Terms | None, unpickle: bool) -> None:
         self._memory = memory
         self._terms = terms
+        self._unpickle = unpickle
         control, view = memory.control(0), memory.arena.words.view
         size = control.parameter
-        slots = SLOTS
+        is_of_machine = memory.arena.made is not None
+        slots = SLOTS_OF_MACHINE if is_of_machine else SLOTS
         if control.kind != at.QUEUE or memory.arena.layout.blocks != FIRST_SLOT + slots + 1 or size > MOST_BYTES:
             raise memory.arena.damaged("it is no Queue")
-        items, letters = queue_rings(size)
+        items, letters = queue_rings(size, is_of_machine=is_of_machine)
         stride = slot_size(items)
         if memory.size != items.size + letters.size + slots * stride:
             raise memory.arena.damaged(f"it says that it holds {size} bytes")
@@ -358,9 +370,11 @@ class Queue(_Items):
         if self._most_items:
             self._out.most_messages = self._in.most_messages = self._most_items
         self._letters = DeadLetters(Consumer(memory, LETTERS, letters, f"{text}, dead letters", terms))
+        if is_of_machine and not unpickle:
+            self._loads = self._letters._loads = _pickling.refusing(text)
         # Whoever takes buries: that is no sending.
         letters_out = Producer(memory, LETTERS, letters, f"{text}, dead letters", terms, needs="receive")
-        self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, letters_out, terms, DONE)
+        self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, letters_out, terms, DONE, slots)
         self._slots.most_deliveries = view[control.start + at.BLOCK_MOST_DELIVERIES]
 
     @property
@@ -455,7 +469,7 @@ class Queue(_Items):
 
     def _take(self, grip: Grip, block: bool, timeout: float | None) -> None:
         slots, source = self._slots_there, self._in
-        source.lock  # noqa: B018 - ValueError if it is closed
+        source.check()  # ValueError if it is closed, ContractDenied
         deadline = deadline_after(timeout if block else 0.0)
         try:
             while True:
@@ -533,8 +547,8 @@ class Queue(_Items):
         self._in.lock  # noqa: B018 - ValueError if it is closed
         if self.name is None:
             mp_context.assert_spawning(self)
-            return _rebuild, (type(self), _anonymous.export(self._memory.control(0)), None, self._terms)
-        return _rebuild, (type(self), None, (self.domain, self.name), self._terms)
+            return _rebuild, (type(self), _anonymous.export(self._memory.control(0)), None, self._terms, self._unpickle)
+        return _rebuild, (type(self), None, (self.domain, self.name), self._terms, self._unpickle)
 
     def _text(self) -> str:
         return f"Queue {self.name!r}" if self.name is not None else "Queue without a name"
@@ -615,7 +629,9 @@ class DeadLetters(_Items):
         return f"<DeadLetters({self.qsize()} items)>"
 
 
-def _rebuild(cls: type[Queue], inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, terms: Terms | None) -> Queue:
+def _rebuild(
+    cls: type[Queue], inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, terms: Terms | None, unpickle: bool
+) -> Queue:
     queue = cls.__new__(cls)
-    queue._bind(memory_of(inherited, named, Declaration(at.QUEUE)), terms)
+    queue._bind(memory_of(inherited, named, Declaration(at.QUEUE), terms), terms, unpickle)
     return queue
