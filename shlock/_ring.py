@@ -596,6 +596,7 @@ class Producer(_End):
 
         ValueError if one of them never fits, and then none was put.  OSError if there is no memory for the first of them.
         """
+        self.check()
         lengths = list(map(len, bodies))
         if not first and bodies and (longest := max(lengths)) > self.longest:
             raise self.too_long(longest)

@@ -704,7 +704,8 @@ class Server:
         try:
             for fd, may in files.items():
                 given.append(_machine.open_again(fd, read_only=not may))
-            self._answer(session, {"ok": True, "rule": decision.rule}, tuple(given))
+            answer = {"ok": True, "rule": decision.rule} if kind in _machine.CARRYING else {"ok": True}
+            self._answer(session, answer, tuple(given))
         finally:
             for fd in given:
                 SYSTEM.close(fd)
