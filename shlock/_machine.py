@@ -286,9 +286,7 @@ class Made(NamedTuple):
         """The parts that belong to a contract, and whether for writing."""
         found = {}
         for part in self.parts():
-            is_ours = (
-                self.kind == at.QUEUE or class_ == "kernel"
-            )  # of a channel, the first one is for its privileged end to write
+            is_ours = self.kind == at.QUEUE or class_ == "kernel"  # else the other end of a channel writes part 1
             may_write = "send" in operations and (is_ours or part == 2)
             if may_write or ("receive" in operations and (is_ours or part == 1)):
                 found[part] = may_write
