@@ -113,6 +113,7 @@ _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
 MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 MOST_OF_MACHINE: Final = 1024  # likewise
+OVERTIME: Final = 1.0  # seconds
 #: As many as that at most after a message that filled half of them.
 MOST_KEPT: Final = 128
 
@@ -438,13 +439,17 @@ class Within:
     """The lock of one end, for who waits for it until a deadline at most: TimeoutError.
 
     RuntimeError for a thread that has it already, which would wait for itself.
+
+    ``until``: the deadline of the whole call, if it is an earlier one.  An attempt is made also when that is over; but none
+    more than OVERTIME later, as they would be made for ever where somebody goes on changing the words (M8).
     """
 
-    __slots__ = ("__exit__", "_deadline", "_end")
+    __slots__ = ("__exit__", "_deadline", "_end", "_until")
 
-    def __init__(self, end: _End, deadline: float | None) -> None:
+    def __init__(self, end: _End, deadline: float | None, until: float | None = None) -> None:
         self._end = end
         self._deadline = deadline
+        self._until = deadline if until is None else until
         self.__exit__: Callable[..., None] = end.lock.__exit__
 
     def __enter__(self) -> None:
@@ -452,7 +457,9 @@ class Within:
         if lock._words.is_mine():
             raise _Inside(f"{self._end.text}: this thread is inside already, and it is not recursive")
         try:
-            if not lock.acquire(True, None if deadline is None else max(0.0, deadline - SYSTEM.monotonic())):
+            now = 0.0 if deadline is None else SYSTEM.monotonic()
+            is_late = self._until is not None and now > self._until + OVERTIME
+            if is_late or not lock.acquire(True, None if deadline is None else max(0.0, deadline - now)):
                 raise TimeoutError(f"{self._end.text}: others were busy with it until the time was over")
         except BaseException:
             if lock._words.is_mine():

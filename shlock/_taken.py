@@ -71,7 +71,7 @@ COURTESY: Final = 1.0
 
 def within(end: Consumer | Producer, deadline: float | None) -> Within | None:
     """The lock of one end of a ring, for a call with a deadline: TimeoutError; None: as long as it takes."""
-    return None if deadline is None else Within(end, max(deadline, SYSTEM.monotonic() + COURTESY))
+    return None if deadline is None else Within(end, max(deadline, SYSTEM.monotonic() + COURTESY), deadline)
 
 
 class Grip:

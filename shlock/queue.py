@@ -169,7 +169,7 @@ class _Items:
             found = [self._get_slowly(block, timeout)]
             if most > 1:
                 with contextlib.suppress(TimeoutError):
-                    found += source.get_many(most - 1, within(source, 0.0))
+                    found += source.get_many(most - 1, within(source, deadline_after(0.0)))
         objects = []
         failure: BaseException | None = None
         for tag, body in found:

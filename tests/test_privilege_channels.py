@@ -936,6 +936,35 @@ def test_an_intent_that_somebody_made_up_costs_nobody_his_lease(domain: str, sup
     assert "killed" not in kinds(supervisor)
 
 
+def test_a_time_limit_holds_although_somebody_goes_on_changing_words(domain: str, supervisor: Supervisor, page: Page) -> None:
+    """He says again and again that chunks were taken in vain: so there might be room."""
+
+    def fill() -> None:
+        channel = channel_of(domain)
+        with pytest.raises(TimeoutError):
+            while True:
+                channel.send_bytes(b"x" * 1000, timeout=0.0)
+
+    as_user(ALICE, fill).result()
+
+    def attack() -> None:
+        out = channel_of(domain)._out
+        page[READY] = 1
+        while not page[DONE]:
+            out.view[out.intent] = 1 << 52 | 1  # behind the last chunk
+
+    attacker = as_user(ALICE, attack)
+    eventually(lambda: page[READY])
+
+    def suffer() -> None:
+        with pytest.raises(TimeoutError):
+            channel_of(domain).send_bytes(b"x" * 1000, timeout=0.05)
+
+    as_user(BOB, suffer).result(10.0)
+    page[DONE] = 1
+    attacker.result()
+
+
 @pytest.mark.parametrize("kind", [at.CHANNEL, at.QUEUE])
 def test_what_it_is_and_how_large_is_as_its_label_says(kind: int, domain: str) -> None:
     arena = _machine.make_arena(domain, _machine.Made("shared", 1, 0, kind, size=SIZE), 1, 0)
