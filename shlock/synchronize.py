@@ -4,7 +4,8 @@ Each is one word in shared memory plus the parking place; none of them sleeps or
 exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond that every primitive
 
 - may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive (and in a
-  domain of the machine, ``"/NAME"``, a leased Lock or RLock, as a Block, is the same for all users, see ``_machine``);
+  domain of the machine, ``"/NAME"``, a leased Lock or RLock, as a Block, Channel or Queue, is the same for all users, see
+  ``_machine``);
 - goes on working when processes that use it die at any instant.
 
 ``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process
