@@ -22,8 +22,8 @@ its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED b
     # R6  no chunk is FREE while the INTENT of consumers is open: the way from message to message through the chunks that are
     #     left can be gone once more, because nobody has written there.  LEFT ones belong to whoever has the consumers' lock
     # R7  whoever sleeps is marked in the word it sleeps at, or a wake-up is under way, or somebody is about to wake one
-    # R8  places, lengths, links, intents and counts are what others wrote: each is read once, checked, and used as it was checked;
-    #     chunks that are left are counted, so that no way goes in a circle (M8 of ``_machine``: others need not mean well)
+    # R8  places, lengths, links, intents and counts are what others wrote: each is read once, checked, and used as it was
+    #     checked; chunks that are left are counted, so that no way goes in a circle (others need not mean well: ``_machine``)
 
     killed after                     words say                 repaired by                outcome
     C30 bytes written                TAIL unchanged            -                          the message was never sent
