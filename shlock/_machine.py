@@ -33,8 +33,9 @@ In the segment itself is what both sides of a ring have to write: the words, the
     # may only read    nothing: the MMU stops it          read all of it, the lock's word too    write, hold up writers, own it
     # may send         tables, messages of his direction  lose, repeat, forge and read messages  write or read those of the
     #                                                     of his direction, garble both          other direction (see M7)
-    # may receive      tables                             read all messages of that direction,   write a message, or read one
-    #                                                     lose and repeat them, garble both      of the other direction
+    # may receive      tables                             read all messages of that direction,   write a message of a channel,
+    #                                                     lose and repeat them, garble both;     or read one of the other
+    #                                                     make up items that were taken          direction
     # no contract      nothing                            -                                      learn whether the name exists
 
 x86-64 and Arm have no pages that can be written and not read: that "write" without "read" does not read is checked by the

@@ -285,7 +285,7 @@ class Queue(_Items):
     In a domain of the machine, ``"/NAME"``, several users share the queue (see ``_machine``).  It needs a lease there, and
     has a fixed size, 256 KiB if none is named; about 22 times that is taken at once, and counts against who had it made.  16
     items can be worked on in ``take`` at a time.  Who may only receive has no descriptor through which he could write into what
-    others put; but all who may open the queue can lose, repeat and garble items.
+    others put; but all who may open the queue can lose, repeat and garble items, and make up some that "came back".
 
     maxsize, size and max_deliveries belong to the queue: who attaches to a name either gives the same or none.  Without a name
     it can be pickled only while a process is being spawned.  There is no feeder thread: ``put`` pickles and copies before it
