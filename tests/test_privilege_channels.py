@@ -6,6 +6,7 @@ Needs root, as ``test_privilege`` does, from which the users and the ways to be 
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import fcntl
 import itertools
@@ -31,6 +32,7 @@ from test_privilege import (
     READY,
     SHORT,
     SPARE,
+    WORD,
     kinds,
     pytestmark,
     reasons,
@@ -39,7 +41,7 @@ from test_privilege import (
 from test_privilege import as_user as fork_as_user
 
 import shlock
-from shlock import _client, _geometry, _machine, _parking, _pickling, _process, _ring, cli
+from shlock import _client, _geometry, _machine, _parking, _pickling, _process, _ring, _sys, cli
 from shlock import _layout as at
 from shlock._memory import Memory
 from shlock.errors import ContractDenied, PickleRefused, SegmentError
@@ -860,6 +862,23 @@ def test_a_user_has_so_many_bytes_for_all_files_of_them(domain: str, supervisor:
     assert as_user(ALICE, fill).result()[0] == number  # those that nobody uses make room
 
 
+def test_no_memory_is_an_error_for_who_asks_and_an_event(
+    domain: str, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sys.System, "available_memory", lambda self: 1 << 20)
+    monkeypatch.setattr(_sys, "AT_ONCE", 1 << 18)
+    for make in (lambda: channel_of(domain, size=1 << 20), lambda: queue_of(domain, size=1 << 20)):
+        with pytest.raises(OSError, match="no memory for one more segment") as error:
+            make()
+        assert error.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert "no memory for one more segment" in reasons(supervisor, "refused")
+    for size in (1 << 34, 1 << 60):
+        with pytest.raises(OSError, match=f"no memory for {size} bytes"):
+            channel_of(domain, size=size)
+    as_user(ALICE, send, domain, b"after").result()
+
+
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_memory_of_which_somebody_kept_a_part_still_counts(part: int, domain: str, supervisor: Supervisor) -> None:
     def hoard() -> int:
@@ -995,8 +1014,10 @@ def test_whatever_a_user_overwrites_the_others_are_not_killed_and_the_supervisor
     del first
 
     def bystander() -> None:
+        mine = open_it(domain, lease=SHORT)  # with contracts for it, and never inside
         with channel_of(domain, "shared other").reserve(10):
-            page[READY] = 1
+            page[WORD] = _process.current.word
+            page[READY] = mine is not None
             while not page[GO]:
                 signal.sigtimedwait([], 0.01)
 
@@ -1012,7 +1033,7 @@ def test_whatever_a_user_overwrites_the_others_are_not_killed_and_the_supervisor
         tables = [memoryview(mine._memory.map(0, out.geometry.table))]
         first, last = arena.layout.block(0), arena.layout.block(arena.layout.blocks)
         small = (0, 1, 2, 7, 8, 511, 512, 1 << 32, 1 << 33 | 5, _ring.LINK, _ring.LINK | 512, 1 << 40, 3 << 40 | 100)
-        values = (*small, at.WORD_MASK, _process.current.word, _process.make_word(victim.pid, 7))
+        values = (*small, at.WORD_MASK, _process.current.word, page[WORD], _process.make_word(victim.pid, 7))
         page[SPARE] = 1
         while not page[DONE]:
             value = draw.choice(values) if draw.random() < 0.8 else draw.randrange(1 << 64)
@@ -1029,6 +1050,10 @@ def test_whatever_a_user_overwrites_the_others_are_not_killed_and_the_supervisor
     attacker = as_user(ALICE, attack)
     eventually(lambda: page[SPARE])
 
+    def inside(block: Any) -> bytes:
+        with block as content:
+            return bytes(content)
+
     def suffer(number: int) -> int:
         """Anything may be read, and any of our own errors be raised; nothing crashes."""
         draw = random.Random(seed + number)
@@ -1042,7 +1067,7 @@ def test_whatever_a_user_overwrites_the_others_are_not_killed_and_the_supervisor
                         lambda: mine.send_many([b"y" * 10] * 20, timeout=0.01),
                         lambda: mine.recv_bytes(timeout=0.01),
                         lambda: mine.recv_many(10_000, timeout=0.01),
-                        lambda: mine.peek(timeout=0.01).__enter__(),
+                        lambda: inside(mine.peek(timeout=0.01)),
                     ]
                 else:
                     uses = [
@@ -1050,7 +1075,7 @@ def test_whatever_a_user_overwrites_the_others_are_not_killed_and_the_supervisor
                         lambda: mine.put_many([b"y" * 10] * 20, timeout=0.01),
                         lambda: mine.get(timeout=0.01),
                         lambda: mine.get_many(10_000, timeout=0.01),
-                        lambda: mine.take(timeout=0.01).__enter__(),
+                        lambda: inside(mine.take(timeout=0.01)),
                     ]
                 draw.choice(uses)()
                 fine += 1
