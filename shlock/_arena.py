@@ -106,20 +106,23 @@ class Block:
 
     @property
     def kind(self) -> int:
-        return self.arena.words.load(self.start + at.BLOCK_KIND) & at.KIND
+        return self.kind_word & at.KIND
+
+    @property
+    def kind_word(self) -> int:
+        return self.arena.kind_word(self.index)
 
     @property
     def policy(self) -> int:
-        return (self.arena.words.load(self.start + at.BLOCK_KIND) & at.POLICY) >> at.POLICY_SHIFT
+        return (self.kind_word & at.POLICY) >> at.POLICY_SHIFT
 
     @property
     def owned(self) -> bool:
-        return bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.OWNED)
+        return bool(self.kind_word & at.OWNED)
 
     @property
     def leased(self) -> bool:
-        # Of the machine everything is, whatever somebody writes there between two looks.
-        return self.arena.made is not None or bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
+        return self.arena.made is not None or bool(self.kind_word & at.LEASED)  # of the machine everything is
 
     def mark_ranked(self) -> None:
         """From now on the lock is handed over in the exact order of the line."""
@@ -131,10 +134,7 @@ class Block:
 
     @property
     def parameter(self) -> int:
-        size = self.arena.only_size
-        if size is not None and not self.index:
-            return size
-        return self.arena.words.load(self.start + at.BLOCK_PARAMETER)
+        return self.arena.parameter(self.index)
 
     def __del__(self) -> None:
         try:
@@ -215,7 +215,8 @@ class Arena:
         self.parts: dict[int, Part] = {}
         self.extents: tuple[Extent, ...] = ()
         self.rights = Rights()
-        self.only_size: int | None = None  # of the one object in an arena of the machine: its parameter
+        #: Of an arena of the machine: what its control blocks are, whatever stands there.
+        self.declared: tuple[Declaration, ...] = ()
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []
@@ -293,8 +294,20 @@ class Arena:
             block = self._blocks.setdefault(index, block)
         return block
 
+    def kind_word(self, index: int) -> int:
+        if self.declared:
+            return self.declared[index].kind_word()
+        return self.words.load(self.layout.block(index) + at.BLOCK_KIND)
+
+    def parameter(self, index: int) -> int:
+        if self.declared:
+            return self.declared[index].parameter
+        return self.words.load(self.layout.block(index) + at.BLOCK_PARAMETER)
+
     def cells_of(self, index: int) -> list[int]:
         """Indices of the cell words of a block.  SegmentError if the chain of extensions is damaged."""
+        if self.declared:  # nothing of the machine has any
+            return []
         start = self.layout.block(index)
         kind_word, parameter = self.words.load(start + at.BLOCK_KIND), self.words.load(start + at.BLOCK_PARAMETER)
         is_rwlock = kind_word & at.KIND == at.RWLOCK

@@ -585,5 +585,5 @@ def _over(segment: Segment, domain: str, made: Made) -> Arena:
     """Name, number and kind are as the kernel has them, whatever stands inside."""
     arena = Arena(segment, made.layout(), domain)
     arena.domain, arena.only_name, arena.made, arena.extents = domain, made.name, made, made.extents()
-    arena.only_size, arena.identity = made.size, os.fstat(segment.fd).st_ino
+    arena.declared, arena.identity = made.controls(), os.fstat(segment.fd).st_ino
     return arena

@@ -990,14 +990,15 @@ def test_what_it_is_and_how_large_is_as_its_label_says(kind: int, domain: str) -
     for place in range(at.HEADER_WORDS):
         words.store(place, 1 << 40)
     for index in range(arena.layout.blocks):
-        words.store(arena.layout.block(index) + at.BLOCK_KIND, at.LOCK)
+        words.store(arena.layout.block(index) + at.BLOCK_KIND, at.BARRIER)
         words.store(arena.layout.block(index) + at.BLOCK_PARAMETER, 1 << 40)
     block = Memory(arena).control(0)
-    assert (block.parameter, words.load(start + at.BLOCK_PARAMETER)) == (SIZE, 1 << 40)
+    assert (block.kind, block.parameter, words.load(start + at.BLOCK_PARAMETER)) == (kind, SIZE, 1 << 40)
     _machine.restore(arena)
-    assert [Memory(arena).control(index).kind for index in range(arena.layout.blocks)] == [kind] * arena.layout.blocks
+    kinds_there = [words.load(arena.layout.block(index) + at.BLOCK_KIND) & at.KIND for index in range(arena.layout.blocks)]
+    assert kinds_there == [kind] * arena.layout.blocks
     again = _machine.arena_over(_machine.open_again(arena.segment.fd, read_only=False), domain)
-    assert (again.only_size, again.layout) == (SIZE, arena.layout)
+    assert (again.declared, again.layout) == (arena.declared, arena.layout)
     again.segment.close()
     _machine.close(arena)
 
@@ -1058,7 +1059,7 @@ def test_whatever_a_user_overwrites_the_others_are_not_killed_and_the_supervisor
         """Anything may be read, and any of our own errors be raised; nothing crashes."""
         draw = random.Random(seed + number)
         fine = 0
-        for _ in range(30):
+        for _ in range(100):
             try:
                 mine = open_it(domain, lease=5.0)
                 if kind == "channel":
