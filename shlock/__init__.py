@@ -22,6 +22,7 @@ from .errors import (
     DeadlockError,
     DeadlockMember,
     LeaseExpired,
+    PickleRefused,
     SegmentError,
     SupervisorError,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "LeaseExpired",
     "Lock",
     "Owner",
+    "PickleRefused",
     "Pipe",
     "Queue",
     "RLock",

@@ -7,6 +7,7 @@ when it is attached, and nothing that another process wrote is believed without 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import process as mp_process
 from multiprocessing import util
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import _layout as at
 from . import _process
@@ -26,7 +27,18 @@ from ._segment import Segment
 from ._sys import SHM_FOLDER, SYSTEM
 from .errors import Abandoned, SegmentError
 
-__all__ = ["Arena", "Block", "Declaration", "check_place", "check_segment", "extensions_for", "write_header"]
+__all__ = [
+    "Arena",
+    "Block",
+    "Declaration",
+    "Extent",
+    "Part",
+    "Rights",
+    "check_place",
+    "check_segment",
+    "extensions_for",
+    "write_header",
+]
 
 SPOTS: Final = 1024  # threads that can be blocked in one arena at the same time
 PROCESSES: Final = 128  # names of processes that are remembered
@@ -48,6 +60,7 @@ class Declaration:
     lease: int = 0  # ns, 0 = none; what it is created with
     grace: int = 0  # ns
     copies: int = 0  # of the content of a guarded buffer
+    limits: tuple[int, int] = (0, 0)  # of a new queue: BLOCK_MOST_ITEMS and BLOCK_MOST_DELIVERIES
 
     def kind_word(self) -> int:
         flags = (at.OWNED if self.owned else 0) | (at.LEASED if self.lease else 0)
@@ -93,20 +106,23 @@ class Block:
 
     @property
     def kind(self) -> int:
-        return self.arena.words.load(self.start + at.BLOCK_KIND) & at.KIND
+        return self.kind_word & at.KIND
+
+    @property
+    def kind_word(self) -> int:
+        return self.arena.kind_word(self.index)
 
     @property
     def policy(self) -> int:
-        return (self.arena.words.load(self.start + at.BLOCK_KIND) & at.POLICY) >> at.POLICY_SHIFT
+        return (self.kind_word & at.POLICY) >> at.POLICY_SHIFT
 
     @property
     def owned(self) -> bool:
-        return bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.OWNED)
+        return bool(self.kind_word & at.OWNED)
 
     @property
     def leased(self) -> bool:
-        # Of the machine everything is, whatever somebody writes there between two looks.
-        return self.arena.made is not None or bool(self.arena.words.load(self.start + at.BLOCK_KIND) & at.LEASED)
+        return self.arena.made is not None or bool(self.kind_word & at.LEASED)  # of the machine everything is
 
     def mark_ranked(self) -> None:
         """From now on the lock is handed over in the exact order of the line."""
@@ -118,7 +134,7 @@ class Block:
 
     @property
     def parameter(self) -> int:
-        return self.arena.words.load(self.start + at.BLOCK_PARAMETER)
+        return self.arena.parameter(self.index)
 
     def __del__(self) -> None:
         try:
@@ -148,6 +164,40 @@ _process.before_fork.append(_count_fork)
 living: weakref.WeakSet[Arena] = weakref.WeakSet()
 
 
+class Extent(NamedTuple):
+    """Some bytes of the data of an object, and in which of its memory files they are, from which byte on; 0: the segment."""
+
+    first: int
+    end: int
+    part: int
+    offset: int
+
+
+class Rights(NamedTuple):
+    """What a supervisor allowed this process when it gave it the segment, and by which rule."""
+
+    operations: frozenset[str] = frozenset()
+    rule: str = "no rule"
+
+
+class Part:
+    """A memory file without tables, by its descriptor, which is closed with the last use."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            SYSTEM.close(fd)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # the interpreter is shutting down
+            self.close()
+
+
 class Arena:
     """One mapped segment with its tables.  Everything about a segment that could be wrong is checked on attach."""
 
@@ -160,6 +210,13 @@ class Arena:
         #: Of the one object in it: in an arena of the machine, and in that of a buffer with a name.
         self.only_name: str | None = header_text(segment, at.HEADER_NAME) if domain is not None and layout.data else None
         self.made: object = None  # of an arena of the machine: what it was made for (``_machine``)
+        #: Of the machine: further memory files of the object, by number, as far as this process was given them; and where its
+        #: data is.  Empty where all of it is in the segment.
+        self.parts: dict[int, Part] = {}
+        self.extents: tuple[Extent, ...] = ()
+        self.rights = Rights()
+        #: Of an arena of the machine: what its control blocks are, whatever stands there.
+        self.declared: tuple[Declaration, ...] = ()
         self.creator: _process.ProcessIdentity | None = None  # of an arena without a name
         self.parking: Any = None  # made by _parking on first use
         self._returned: list[int] = []
@@ -237,8 +294,20 @@ class Arena:
             block = self._blocks.setdefault(index, block)
         return block
 
+    def kind_word(self, index: int) -> int:
+        if self.declared:
+            return self.declared[index].kind_word()
+        return self.words.load(self.layout.block(index) + at.BLOCK_KIND)
+
+    def parameter(self, index: int) -> int:
+        if self.declared:
+            return self.declared[index].parameter
+        return self.words.load(self.layout.block(index) + at.BLOCK_PARAMETER)
+
     def cells_of(self, index: int) -> list[int]:
         """Indices of the cell words of a block.  SegmentError if the chain of extensions is damaged."""
+        if self.declared:  # nothing of the machine has any
+            return []
         start = self.layout.block(index)
         kind_word, parameter = self.words.load(start + at.BLOCK_KIND), self.words.load(start + at.BLOCK_PARAMETER)
         is_rwlock = kind_word & at.KIND == at.RWLOCK

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from . import _layout as at
 from . import _ledger, _machine, _messages, _names, _process
-from ._arena import Arena, Block, Declaration
+from ._arena import Arena, Block, Declaration, Rights
 from ._log import log
 from ._owned import OwnedWords, describe
 from ._sys import SYSTEM
@@ -131,6 +131,9 @@ class Connection:
         }
         if declaration.kind == at.GUARDED:
             message |= {"size": declaration.parameter, "copies": declaration.copies}
+        elif declaration.kind in _machine.CARRYING:
+            most_items, most_deliveries = declaration.limits
+            message |= {"size": declaration.parameter, "most_items": most_items, "most_deliveries": most_deliveries}
         with self._lock:
             self._close_unused()
             answer = self._call(message, received=descriptors)
@@ -140,7 +143,14 @@ class Connection:
                 answer = self._call(message, received=descriptors)
             if not answer.get("ok"):
                 raise self._not_given(name, declaration, answer)
-            arena = _machine.arena_over(descriptors.pop(), self.domain)
+            try:
+                arena = _machine.arena_over(descriptors.pop(0), self.domain)
+                while descriptors:
+                    _machine.part_over(descriptors.pop(), arena)
+            finally:
+                for descriptor in descriptors:
+                    SYSTEM.close(descriptor)
+            arena.rights = Rights(frozenset(terms.operations), str(answer.get("rule")))
             self._arenas.add(arena.identity)
         return arena
 
@@ -435,9 +445,14 @@ def obtain(words: OwnedWords, domain: str, terms: Terms) -> Grant:
 def attach(domain: str, name: str, declaration: Declaration, terms: Terms) -> Block:
     """The control block of a name of the machine; this process has one arena for a name."""
     arena = _attached.get((domain, name))
-    wants_to_write = _machine.WRITING[declaration.kind] in terms.operations
+    wants_to_write = not _machine.WRITING[declaration.kind].isdisjoint(terms.operations)
     if arena is not None and arena.words.is_writable != wants_to_write:
         raise _names.other_rights(name, is_writable=not wants_to_write)
+    if arena is not None and arena.parts and (rights := arena.rights.operations) != frozenset(terms.operations):
+        raise ValueError(
+            f"this process has {name!r} open to {' and '.join(sorted(rights))}. One process has one contract for it: ask for "
+            "the same operations, or drop the other object first."
+        )
     if arena is None:
         arena = connection_to(domain).attach(name, declaration, terms)
         arena = _attached.setdefault((domain, name), arena)

@@ -72,7 +72,7 @@ from . import _process
 from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
 from ._lending import Lender
-from ._memory import Memory, pages
+from ._memory import Memory
 from ._owned import POISON, WARN, OwnedWords, _callers_level, describe
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
 from ._process import Forked
@@ -100,7 +100,7 @@ class Content:
         self.block, changes = memory.control(0), memory.control(1)
         self.arena = arena
         self.size = self.block.parameter
-        self.stride = pages(self.size)
+        self.stride = at.pages(self.size)
         self.copies = memory.size // self.stride if self.size else 0
         if not 0 < self.copies <= at.MOST_COPIES or self.copies * self.stride != memory.size:
             raise arena.damaged(f"{memory.size} bytes of data are no copies of {self.size} bytes")

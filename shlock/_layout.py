@@ -207,6 +207,11 @@ MAX_NAME: Final = 200  # bytes of UTF-8
 PAGE: Final = 4096  # bytes: tables and data meet at a multiple of it
 
 
+def pages(size: int) -> int:
+    """That many bytes, rounded up to whole pages."""
+    return -(-size // PAGE) * PAGE
+
+
 @dataclass(frozen=True)
 class Layout:
     """Offsets in words of the tables of one segment, from its four capacities."""
@@ -240,7 +245,7 @@ class Layout:
     def tables(self) -> int:
         """Bytes of all that is not data."""
         end = self.semaphore(self.spots if self.semaphores else 0) * WORD
-        return -(-end // PAGE) * PAGE if self.data else end
+        return pages(end) if self.data else end
 
     @property
     def size(self) -> int:

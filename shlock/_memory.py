@@ -32,14 +32,9 @@ from ._segment import Segment
 from ._sys import SYSTEM, crash_points
 from .errors import SegmentError
 
-__all__ = ["BUFFER_SPOTS", "Memory", "Shape", "file_name", "pages"]
+__all__ = ["BUFFER_SPOTS", "Memory", "Shape", "file_name"]
 
 BUFFER_SPOTS: Final = 512  # threads that can be blocked on one buffer at the same time
-
-
-def pages(size: int) -> int:
-    """That many bytes, rounded up to whole pages."""
-    return -(-size // at.PAGE) * at.PAGE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Memory:
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
-        self.size = arena.layout.data
+        self.size = arena.extents[-1].end if arena.extents else arena.layout.data
         self._first = arena.layout.tables
 
     @classmethod
@@ -123,18 +118,32 @@ class Memory:
         return [self.control(index) for index in range(self.arena.layout.blocks)]
 
     # -- data ---------------------------------------------------------------------------------------------------------
+    # Where it lies in several files, in a domain of the machine, all of its memory is there, and stays (M5).
 
     def map(self, first: int, length: int, *, writable: bool = True) -> mmap.mmap:
         """A mapping of some bytes of the data, from a page on.  Its memory must have been reserved before it is touched."""
-        return map_file(self.arena.segment.fd, self._first + first, length, writable=writable)
+        fd, place = self._place(first, length)
+        return map_file(fd, place, length, writable=writable)
 
     def reserve(self, first: int, length: int) -> None:
         """Take the memory for some bytes of the data.  OSError (ENOSPC) if it can't be had; nothing has changed then."""
-        SYSTEM.reserve(self.arena.segment.fd, self._first + first, length)
+        if not self.arena.extents:
+            SYSTEM.reserve(self.arena.segment.fd, self._first + first, length)
 
     def give_back(self, first: int, length: int) -> None:
         """Let go of the memory of some pages of the data; they are zero if they are reserved again."""
-        SYSTEM.give_back(self.arena.segment.fd, self._first + first, length)
+        if not self.arena.extents:
+            SYSTEM.give_back(self.arena.segment.fd, self._first + first, length)
+
+    def _place(self, first: int, length: int) -> tuple[int, int]:
+        """In which file some bytes of the data are, and where."""
+        arena = self.arena
+        if not arena.extents:
+            return arena.segment.fd, self._first + first
+        extent = next(extent for extent in arena.extents if extent.first <= first and first + length <= extent.end)
+        if not extent.part:
+            return arena.segment.fd, self._first + extent.offset + first - extent.first
+        return arena.parts[extent.part].fd, extent.offset + first - extent.first
 
 
 def file_name(domain: str, name: str) -> str:

@@ -327,8 +327,7 @@ def _find_among(arenas: list[Arena], name: str, encoded: bytes, declaration: Dec
 
 def checked(arena: Arena, index: int, name: str, wanted: Declaration) -> Block:
     """The block there, if it is what is wanted.  SegmentError says what it is."""
-    start = arena.layout.block(index)
-    word, parameter = arena.words.load(start + at.BLOCK_KIND), arena.words.load(start + at.BLOCK_PARAMETER)
+    word, parameter = arena.kind_word(index), arena.parameter(index)
     kind = word & at.KIND
     if not at.FREE_BLOCK < kind < at.EXTENSION:
         raise arena.damaged(f"{name!r} is of no known kind ({kind})")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
 from . import _process
+from .errors import PickleRefused
 
-__all__ = ["BYTES", "OBJECT_IS_BYTES", "OUT_OF_BAND", "PICKLE", "bytes_of_message", "dumps", "loads"]
+__all__ = ["BYTES", "OBJECT_IS_BYTES", "OUT_OF_BAND", "PICKLE", "bytes_of_message", "dumps", "loads", "refusing"]
 
 # Tags of messages.
 BYTES: Final = 0  # as they were given to send_bytes
@@ -120,8 +121,19 @@ def loads(tag: int, body: Any) -> Any:
     return pickle.loads(body)
 
 
-def bytes_of_message(tag: int, body: Any) -> bytes:
+def bytes_of_message(tag: int, body: Any, loads: Callable[[int, Any], Any] = loads) -> bytes:
     """What ``recv_bytes`` gives for a message that ``send`` sent: its pickle, as multiprocessing's connections do."""
     if tag in (BYTES, PICKLE):
         return bytes(body)
     return pickle.dumps(loads(tag, body), 5)
+
+
+def refusing(queue: str) -> Callable[[int, Any], Any]:
+    """``loads`` for messages of whom nobody has to trust: it gives bytes objects.  PickleRefused for all else."""
+
+    def refuse(tag: int, body: Any) -> bytes:
+        if tag == OBJECT_IS_BYTES:
+            return bytes(body)
+        raise PickleRefused(queue, bytes(body))
+
+    return refuse

@@ -22,6 +22,8 @@ its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED b
     # R6  no chunk is FREE while the INTENT of consumers is open: the way from message to message through the chunks that are
     #     left can be gone once more, because nobody has written there.  LEFT ones belong to whoever has the consumers' lock
     # R7  whoever sleeps is marked in the word it sleeps at, or a wake-up is under way, or somebody is about to wake one
+    # R8  places, lengths, links, intents and counts are what others wrote: each is read once, checked, and used as it was
+    #     checked; chunks that are left are counted, so that no way goes in a circle (others need not mean well: ``_machine``)
 
     killed after                     words say                 repaired by                outcome
     C30 bytes written                TAIL unchanged            -                          the message was never sent
@@ -51,15 +53,31 @@ import os
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from . import _layout as at
 from . import _process
-from ._arena import Block, Declaration
+from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
+from ._geometry import (
+    CONSUMERS,
+    CONTROLS,
+    COUNT_SHIFT,
+    FREE,
+    KEPT_CHUNKS,
+    LEFT,
+    LONGEST,
+    NO_MEMORY,
+    OVERHEAD,
+    PLACE,
+    PRODUCERS,
+    USED,
+    Geometry,
+    declarations,
+    prepare,
+)
 from ._lending import Lender
-from ._memory import Memory, pages
+from ._memory import Memory
 from ._owned import IGNORE
 from ._parking import Spot, parking_of
 from ._pickling import Part
@@ -69,9 +87,6 @@ from .errors import SegmentError
 from .synchronize import Lock, owned_words
 
 __all__ = ["CONTROLS", "LONGEST", "Consumer", "Geometry", "Producer", "Within", "declarations", "prepare"]
-
-PRODUCERS, CONSUMERS, READABLE, WRITABLE = range(4)  # control blocks of a ring, from its first one on
-CONTROLS: Final = 4
 
 LENGTH_BITS: Final = 40
 LENGTH: Final = (1 << LENGTH_BITS) - 1
@@ -90,22 +105,17 @@ LARGEST_KEPT_BATCH: Final = 16 << 20
 SHUT: Final = 1 << 1
 ATTENTION: Final = at.PARKED | SHUT
 
-COUNT_SHIFT: Final = 32
-PLACE: Final = (1 << COUNT_SHIFT) - 1
 COUNT: Final = PLACE
 ONE: Final = 1 << COUNT_SHIFT
 HIGH: Final = COUNT << COUNT_SHIFT
-LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chunks is found though others lie in between
 
-NO_MEMORY, FREE, USED, LEFT = range(4)
 _NO_MEMORY_BYTE, *_WITH_MEMORY = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
 _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
-OVERHEAD: Final = 2 * at.WORD  # of a message: its header, and a link behind it
 #: INTENT of consumers: place of the first message + 1, and from this bit on how many messages.
 MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
-#: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
-KEPT_CHUNKS: Final = 8
+MOST_OF_MACHINE: Final = 1024  # likewise
+OVERTIME: Final = 1.0  # seconds
 #: As many as that at most after a message that filled half of them.
 MOST_KEPT: Final = 128
 
@@ -118,79 +128,15 @@ FEWEST_LOOKS: Final = 10
 LONGEST_COPY: Final = 300_000
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How large a ring is.
-
-    chunk   bytes, a power of two and whole pages
-    chunks  how many there are
-    most    how many may be in use while more than one message is waiting
-    first   byte of the data at which the ring begins: its table, and then its chunks
-    is_lazy whether the memory of a chunk is taken when it is first used, and given back when many are not
-    kept    of a lazy one: how many chunks that are not in use keep their memory
-    """
-
-    chunk: int
-    chunks: int
-    most: int
-    first: int = 0
-    is_lazy: bool = False
-    kept: int = KEPT_CHUNKS
-
-    @classmethod
-    def for_capacity(cls, capacity: int, first: int = 0) -> Geometry:
-        """One for messages of about so many bytes in all, and any single one up to that size.  About twice that in memory."""
-        chunk = at.PAGE
-        while chunk * 16 < capacity:
-            chunk *= 2
-        run = -(-(capacity + OVERHEAD) // chunk)
-        # The last message may lie in the middle: then there is a run on one of its sides.
-        return cls(chunk, 2 * run + 1, run + 1, first)
-
-    @property
-    def table(self) -> int:
-        """Bytes of the table."""
-        return pages(self.chunks)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole ring."""
-        return self.table + self.chunk * self.chunks
-
-    def most_beside(self, run: int) -> int:
-        """How many chunks may be in use when a message is added that needs so many.
-
-        A large message may wait beside another one, so that its producer and its consumer work at the same time: as far as
-        that takes no more memory than is kept anyway.
-        """
-        return max(self.most, min(2 * run, self.kept)) if self.is_lazy else self.most
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest message."""
-        return min(self.chunk * ((self.chunks - 1) // 2) - OVERHEAD, LONGEST)
-
-
-def declarations(kind: int, lease: int = 0, grace: int = 0) -> tuple[Declaration, ...]:
-    """Those of the control blocks of a new ring.  Who gets a lock of it after a death has nothing to repair."""
-    lock = Declaration(kind, policy=IGNORE, lease=lease, grace=grace)
-    return lock, lock, Declaration(kind), Declaration(kind)
-
-
-def prepare(memory: Memory, geometry: Geometry) -> None:
-    """Make the first state of a ring in a new segment.  OSError if the memory for it can't be had."""
-    whole = geometry.table + (geometry.chunk if geometry.is_lazy else geometry.chunk * geometry.chunks)
-    memory.reserve(geometry.first, whole)
-    with memoryview(memory.map(geometry.first, geometry.table)) as table:
-        table[: geometry.chunks] = (_NO_MEMORY_BYTE if geometry.is_lazy else _FREE_BYTE) * geometry.chunks
-        table[0] = USED
-
-
 class _End:
     """What producers and consumers have in common: the words, the table, a mapping of the chunks, and waiting."""
 
-    def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, *, writable: bool) -> None:
+    def __init__(
+        self, memory: Memory, control: int, which: int, geometry: Geometry, name: str, terms: Terms | None, needs: str
+    ) -> None:
+        """``which`` of the control blocks has the lock of this end; ``needs``: what the contract must allow to use it."""
         arena = memory.arena
+        self.is_allowed = terms is None or needs in terms.operations
         self.memory = memory
         self.arena = arena
         self.geometry = geometry
@@ -216,13 +162,22 @@ class _End:
         self._busy = {self.readable_block.index: producers.word, self.writable_block.index: consumers.word}
         self.lent: memoryview | None = None
         self._their_intent = consumers.start + at.BLOCK_INTENT
-        self._writable_data = writable
+        self._writable_data = which == PRODUCERS and self.is_allowed
         self._mapped = 0  # bytes of chunks
-        self.lock: Lock
-        self.way_in: Lock | Within  # the lock, or within a block in place one that knows of it
+        self.lock = Lock._over(memory.control(control + which), terms, needs=needs)
+        self.lock._words.policy = IGNORE  # whatever stands there
+        self.way_in: Lock | Within = self.lock  # or within a block in place one that knows of it
         self.lender: Lender
+        #: Messages that are taken at once.  Of the machine, as few as an heir may have to count again within its lease (M8).
+        self.most_at_once = MOST_MESSAGES if arena.made is None else MOST_OF_MACHINE
         _all.add(self)
-        self.map_up_to(min(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS), geometry.chunk * geometry.chunks))
+        if self.is_allowed or arena.made is None:  # of the machine, who may not has no descriptor of them
+            self.map_up_to(geometry.chunk * min(geometry.chunks, KEPT_CHUNKS))
+
+    def check(self) -> None:
+        """ContractDenied if the contract does not allow to use this end."""
+        if not self.is_allowed:
+            self.lock.acquire()
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -292,6 +247,13 @@ class _End:
             left.append(range(place // chunk, (end - 1) // chunk))
         return place, word
 
+    def check_way(self, left: list[range], known: int, passed: int) -> int:
+        """How many chunks were left since ``known`` of them had been.  SegmentError if those, and ``passed``, are too many."""
+        more = sum(map(len, left[known:]))
+        if passed + more > self.geometry.chunks:
+            raise self.damaged("its messages go round in a circle")
+        return more
+
     def give_back(self, left: list[range]) -> None:
         """Under the lock of the consumers, HEAD being behind them: chunks are not in use any more.  Closes INTENT (R6)."""
         mine = [used for chunks in left for used in self._used_of(chunks)]
@@ -358,8 +320,12 @@ class _End:
         left: list[range] = []
         if intent and (now >> COUNT_SHIFT) - (after >> COUNT_SHIFT) & COUNT < COUNT >> 1:  # HEAD has moved
             place = (intent & (1 << MESSAGES_SHIFT) - 1) - 1 << 3
-            for _ in range(min(intent >> MESSAGES_SHIFT, self.chunk * self.geometry.chunks // at.WORD)):
+            count = min(intent >> MESSAGES_SHIFT, self.chunk * self.geometry.chunks // at.WORD)
+            passed = 0
+            for _ in range(count if place >= 0 and count <= self.most_at_once else 0):
+                known = len(left)
                 place, word = self.follow(place, left)
+                passed += self.check_way(left, known, passed)
                 place = place + 8 + (word & LENGTH) + 7 & ~7
             if place != (after & PLACE) << 3:
                 raise self.damaged("what a dead consumer had begun was overwritten")
@@ -475,13 +441,17 @@ class Within:
     """The lock of one end, for who waits for it until a deadline at most: TimeoutError.
 
     RuntimeError for a thread that has it already, which would wait for itself.
+
+    ``until``: the deadline of the whole call, if it is an earlier one.  An attempt is made also when that is over; but none
+    more than OVERTIME later, as they would be made for ever where somebody goes on changing the words (M8).
     """
 
-    __slots__ = ("__exit__", "_deadline", "_end")
+    __slots__ = ("__exit__", "_deadline", "_end", "_until")
 
-    def __init__(self, end: _End, deadline: float | None) -> None:
+    def __init__(self, end: _End, deadline: float | None, until: float | None = None) -> None:
         self._end = end
         self._deadline = deadline
+        self._until = deadline if until is None else until
         self.__exit__: Callable[..., None] = end.lock.__exit__
 
     def __enter__(self) -> None:
@@ -489,7 +459,9 @@ class Within:
         if lock._words.is_mine():
             raise _Inside(f"{self._end.text}: this thread is inside already, and it is not recursive")
         try:
-            if not lock.acquire(True, None if deadline is None else max(0.0, deadline - SYSTEM.monotonic())):
+            now = 0.0 if deadline is None else SYSTEM.monotonic()
+            is_late = self._until is not None and now > self._until + OVERTIME
+            if is_late or not lock.acquire(True, None if deadline is None else max(0.0, deadline - now)):
                 raise TimeoutError(f"{self._end.text}: others were busy with it until the time was over")
         except BaseException:
             if lock._words.is_mine():
@@ -566,10 +538,8 @@ class Producer(_End):
         self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None, needs: str = "send"
     ) -> None:
         """``needs``: what the contract must allow to put messages here."""
-        super().__init__(memory, control, geometry, name, writable=terms is None or needs in terms.operations)
-        block = memory.control(control + PRODUCERS)
-        self.lock = self.way_in = Lock._over(block, terms, needs=needs)
-        self.intent = block.start + at.BLOCK_INTENT
+        super().__init__(memory, control, PRODUCERS, geometry, name, terms, needs)
+        self.intent = memory.control(control + PRODUCERS).start + at.BLOCK_INTENT
         self._consumers = memory.control(control + CONSUMERS)
         self.longest = geometry.longest
         #: Called when several chunks are waiting and nobody has taken any of their messages since the last one was begun.
@@ -635,6 +605,7 @@ class Producer(_End):
 
         ValueError if one of them never fits, and then none was put.  OSError if there is no memory for the first of them.
         """
+        self.check()
         lengths = list(map(len, bodies))
         if not first and bodies and (longest := max(lengths)) > self.longest:
             raise self.too_long(longest)
@@ -880,10 +851,8 @@ class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
-        super().__init__(memory, control, geometry, name, writable=False)
-        block = memory.control(control + CONSUMERS)
-        self.lock = self.way_in = Lock._over(block, terms, needs="receive")
-        self.intent = block.start + at.BLOCK_INTENT
+        super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
+        self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -932,24 +901,27 @@ class Consumer(_End):
         try:
             with lock or self.way_in:
                 head = view[self.head]
-                count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most, MOST_MESSAGES)
+                count = min((view[self.tail] >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT, most, self.most_at_once)
                 if not count:
                     return found
                 if IS_WEAK:
                     fence()
                 place = (head & PLACE) << 3
                 words, mapping, mask, room, mapped = self.words, self.mapping, self.mask, self.room, self._mapped
+                passed = 0
                 while len(found) < count:
                     word = words[place >> 3] if place < mapped else LINK
                     tag, length = word >> TAG_SHIFT, word & LENGTH
                     if tag > TAG or (place & mask) + length > room:
+                        known = len(left)
                         place, word = self.follow(place, left)
+                        passed += self.check_way(left, known, passed)
                         words, mapping, mapped = self.words, self.mapping, self._mapped
                         tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                     end = place + 8 + length
                     after = end + 7 & ~7
                     if length <= room and tag < TO_BE_WRITTEN and words[after >> 3] == word:
-                        place, run = self._equals(place, after - place, count - len(found))
+                        place, run = self._equals(place, word, after - place, count - len(found))
                         found += [(tag, body) for (body,) in run]
                     else:
                         body = mapping[place + 8 : end]
@@ -968,14 +940,15 @@ class Consumer(_End):
             _keep_memory_for(size)
         return found
 
-    def _equals(self, place: int, step: int, most: int) -> tuple[int, Iterable[tuple[bytes]]]:
+    def _equals(self, place: int, word: int, step: int, most: int) -> tuple[int, Iterable[tuple[bytes]]]:
         """The messages in a row, from a place on, that have the same header as the first one; and the place behind them.
 
-        They lie in one chunk, ``step`` bytes from one to the next, and are all taken by one call.
+        They lie in one chunk, ``step`` bytes from one to the next, and are all taken by one call.  ``word`` is the first header
+        as it was checked: it may be another one by now.
         """
         words, first = self.words, place >> 3
         fitting = min(most, MOST_EQUALS, (self.chunk - at.WORD - (place & self.mask)) // step)
-        headers, word = words[first : first + fitting * (step >> 3) : step >> 3].tolist(), words[first]
+        headers = [word, *words[first : first + fitting * (step >> 3) : step >> 3].tolist()[1:]]
         count = headers.count(word)
         if count < fitting:
             count = next(index for index, header in enumerate(headers) if header != word)

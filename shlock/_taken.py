@@ -49,16 +49,16 @@ from typing import Final
 from . import _layout as at
 from . import _process
 from ._atomic import fence
-from ._memory import Memory, pages
+from ._geometry import COUNT_SHIFT, SLOTS
+from ._memory import Memory
 from ._parking import POLL_INTERVAL
-from ._ring import COUNT, COUNT_SHIFT, Consumer, Producer, Within
+from ._ring import COUNT, Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
 from .synchronize import Lock
 
 __all__ = ["MOST_DELIVERIES", "SLOTS", "Grip", "Slot", "Slots", "within"]
 
-SLOTS: Final = 128  # items of one queue that can be taken and not acknowledged at the same time
 FILLED: Final = 1
 TAG_SHIFT, DELIVERIES_SHIFT, ACKNOWLEDGED_SHIFT = 8, 16, 32
 TAG: Final = 0xFF
@@ -71,7 +71,7 @@ COURTESY: Final = 1.0
 
 def within(end: Consumer | Producer, deadline: float | None) -> Within | None:
     """The lock of one end of a ring, for a call with a deadline: TimeoutError; None: as long as it takes."""
-    return None if deadline is None else Within(end, max(deadline, SYSTEM.monotonic() + COURTESY))
+    return None if deadline is None else Within(end, max(deadline, SYSTEM.monotonic() + COURTESY), deadline)
 
 
 class Grip:
@@ -124,13 +124,13 @@ class Slot:
     def _map(self, length: int) -> mmap.mmap:
         kept = min(KEPT_BYTES, self.slots.stride)
         if length > kept:
-            return self.slots.memory.map(self.first, pages(length))
+            return self.slots.memory.map(self.first, at.pages(length))
         if self._beginning is None:
             self._beginning = self.slots.memory.map(self.first, kept)
         return self._beginning
 
     def _reserve(self, length: int) -> None:
-        self.slots.memory.reserve(self.first, pages(max(1, length)))
+        self.slots.memory.reserve(self.first, at.pages(max(1, length)))
         self._reserved = length
 
     def read(self) -> bytearray | bytes:
@@ -174,7 +174,7 @@ class Slot:
         if length:
             if KEPT_BYTES < length <= self.slots.stride:
                 self._reserved = 0
-                self.slots.memory.give_back(self.first + KEPT_BYTES, pages(length) - KEPT_BYTES)
+                self.slots.memory.give_back(self.first + KEPT_BYTES, at.pages(length) - KEPT_BYTES)
             self.view[self.length] = 0
 
 
@@ -191,13 +191,15 @@ class Slots:
         letters: Producer,
         terms: Terms | None,
         done: int,
+        count: int = SLOTS,
     ) -> None:
-        """``stride``: bytes of data for each; ``letters``: where items go that were delivered too often; ``done``: control
-        block that counts the items which were got and are done."""
+        """``stride``: bytes of data for each of ``count``; ``letters``: where items go that were delivered too often; ``done``:
+        control block that counts the items which were got and are done."""
         self.memory = memory
         self.first_control = first_control
         self.first_byte = first_byte
         self.stride = stride
+        self.count = count
         self.consumer = consumer
         self.letters = letters
         self.terms = terms
@@ -206,13 +208,13 @@ class Slots:
         self.returned = memory.control(0).start + at.BLOCK_RETURNED
         self.kept = self.returned + 1
         self.taking = consumer.intent + 2
-        self.free_block = memory.control(first_control + SLOTS)
+        self.free_block = memory.control(first_control + count)
         self.done_block = memory.control(done)
         self._slots: dict[int, Slot] = {}
         self._latest = 0
         self._next_look = 0.0
         layout = memory.arena.layout
-        begin, end = layout.block(first_control), layout.block(first_control + SLOTS)
+        begin, end = layout.block(first_control), layout.block(first_control + count)
         self._state, self._word, self._after = (
             slice(begin + place, end, at.BLOCK_WORDS) for place in (at.BLOCK_STATE, at.BLOCK_WORD, at.BLOCK_PLACE)
         )
@@ -251,7 +253,8 @@ class Slots:
         view = consumer.view  # useless in a child that is forked meanwhile
         try:
             got = consumer.begin()
-            assert got is not None
+            if got is None:
+                raise consumer.damaged("TAIL was moved while nobody put anything")
             _, after, tag, content = got
             view[self.kept] = 1  # T5
             view[self.taking] = slot.index + 1
@@ -278,8 +281,8 @@ class Slots:
     def _lock_free_slot(self, grip: Grip) -> bool:
         """Take hold of an empty slot, under the consumers' lock: the latest one if possible."""
         for also_of_the_dead in (False, True):
-            for step in range(SLOTS):
-                index = (self._latest + step) % SLOTS
+            for step in range(self.count):
+                index = (self._latest + step) % self.count
                 if not self._is_free(index, also_of_the_dead):
                     continue
                 slot = self.slot(index)
@@ -299,7 +302,7 @@ class Slots:
 
     def any_free(self) -> bool:
         """Whether a slot is empty, and nobody alive has it."""
-        return any(self._is_free(index, True) for index in range(SLOTS))
+        return any(self._is_free(index, True) for index in range(self.count))
 
     def _lock(self, slot: Slot, grip: Grip) -> bool:
         """Take hold of a slot if nobody has it."""
@@ -479,13 +482,13 @@ class Slots:
 def _decision(slots: Slots) -> Callable[[], None]:
     """T3: what the heir of the consumers' lock does.  Not a method: it must not keep alive what it belongs to."""
     view, layout, first = slots.view, slots.memory.arena.layout, slots.first_control
-    taking, head = slots.taking, slots.consumer.head
+    taking, head, count = slots.taking, slots.consumer.head, slots.count
 
     def decide() -> None:
         """Whether the item of which TAKING speaks is in the slot or in the ring.  Under the consumers' lock."""
         number = view[taking]
         if number:
-            if number <= SLOTS:
+            if number <= count:
                 start = layout.block(first + number - 1)
                 if view[head] != view[start + at.BLOCK_PLACE]:
                     view[start + at.BLOCK_STATE] &= ACKNOWLEDGED

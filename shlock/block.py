@@ -14,7 +14,7 @@ from multiprocessing import context as mp_context
 from types import TracebackType
 from typing import Any, Final
 
-from . import _anonymous, _machine, _memory, _names
+from . import _anonymous, _machine, _names
 from . import _arena as arenas
 from . import _layout as at
 from ._arena import Declaration
@@ -24,7 +24,7 @@ from ._owned import IGNORE, describe
 from ._parking import deadline_after
 from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import Abandoned, ContractDenied, SegmentError
-from .synchronize import Lock, Owner, Policy, _attach_of_machine, _owner, _Primitive, _shared, policy_number, terms_for
+from .synchronize import Lock, Owner, Policy, _owner, _Primitive, _shared, attach_of_machine, policy_number, terms_for
 
 __all__ = ["Block"]
 
@@ -108,7 +108,7 @@ class Block(_Primitive):
             copies=buffers or USUAL_COPIES,
         )
         if size is not None:
-            data = _memory.pages(size) * (buffers or USUAL_COPIES)
+            data = at.pages(size) * (buffers or USUAL_COPIES)
             if data > sys.maxsize // 2:
                 raise OSError(errno.ENOSPC, f"no memory for {buffers or USUAL_COPIES} copies of {size} bytes")
             # An extension is nothing that is shown, or could be opened, by itself.
@@ -137,11 +137,9 @@ class Block(_Primitive):
             )
 
     def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> arenas.Block:
-        if declaration.parameter > _machine.MOST_BYTES:
+        if declaration.parameter > _machine.MOST_CONTENT:
             raise OSError(errno.ENOSPC, f"no memory for {declaration.parameter} bytes")
-        if self._terms is None:
-            return super()._attach_of_machine(domain, name, declaration)
-        return _attach_of_machine(domain, name, declaration, self._terms)
+        return attach_of_machine(domain, name, declaration, self._terms)
 
     # -- how it travels -----------------------------------------------------------------------------------------------
 
@@ -340,8 +338,7 @@ def _is_read_only(terms: Terms | None) -> bool | None:
 
 def _attach(domain: str, name: str, terms: Terms | None) -> arenas.Block:
     if _machine.is_of_machine(domain):
-        assert terms is not None
-        return _attach_of_machine(domain, name, Declaration(at.GUARDED), terms)
+        return attach_of_machine(domain, name, Declaration(at.GUARDED), terms)
     return Memory.open(domain, name, Declaration(at.GUARDED), None, read_only=_is_read_only(terms)).control(0)
 
 

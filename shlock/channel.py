@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import BufferTooShort, reduction
 from multiprocessing import context as mp_context
 from types import TracebackType
@@ -28,20 +28,28 @@ from typing import Any, Final, Literal, Self
 from . import _anonymous, _machine, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Block, Declaration
+from ._geometry import (
+    CONTROLS,
+    LAZY_CHUNK,
+    LAZY_CHUNKS,
+    MOST_BYTES,
+    Geometry,
+    channel_controls,
+    channel_rings,
+    prepare,
+)
 from ._memory import Memory, Shape
 from ._parking import deadline_after, parking_of
-from ._ring import CONTROLS, SHUT, Consumer, Geometry, Producer, Within, declarations, prepare
+from ._ring import SHUT, Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import SegmentError
-from .synchronize import Waiter, terms_for, waiters_of
+from .synchronize import Waiter, attach_of_machine, terms_for, waiters_of
 
 __all__ = ["Channel", "Connection", "Pipe"]
 
 DEFAULT_SIZE: Final = 1 << 20  # bytes
-MOST_BYTES: Final = 1 << 33  # of one direction: places of messages have so many words
-#: A pipe without a size: messages of up to half of it; memory is taken as it is needed.
-PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, PIPE_KEPT = 1 << 18, 1 << 13, 9, 128
+PIPE_MOST, PIPE_KEPT = 9, 128  # chunks of a pipe without a size: in use at a time, and that keep their memory
 
 #: Bytes of the segment's file that stand for the ends; see ``_segment`` for the first two.
 BYTE_END: Final = 2
@@ -79,6 +87,7 @@ class _Messages:
 
     _out: Any  # Producer, or Closed
     _in: Any  # Consumer, or Closed
+    _loads: Callable[[int, Any], Any] = staticmethod(_pickling.loads)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +180,7 @@ class _Messages:
             if maxlength is not None and len(got[1]) > maxlength:
                 raise self._too_long(len(got[1]), maxlength)
         tag, body = got
-        return body if tag == 0 else _pickling.bytes_of_message(tag, body)
+        return body if tag == 0 else _pickling.bytes_of_message(tag, body, self._loads)
 
     def recv_bytes_into(self, buf: Any, offset: int = 0, *, timeout: float | None = None) -> int:
         """Take the next message into a writable buffer, from ``offset`` on; its length in bytes.
@@ -194,10 +203,11 @@ class _Messages:
     def recv(self, *, timeout: float | None = None) -> Any:
         """Take the next message as an object.  Blocks as ``recv_bytes``.
 
-        Large buffers of the object, such as the data of numpy arrays, are not copied once more.
+        Large buffers of the object, such as the data of numpy arrays, are not copied once more.  PickleRefused in a domain of
+        the machine, unless it is a bytes object, or ``unpickle`` was said; the message is taken.
         """
         tag, body = (self._in.get() if timeout is None else None) or self._get_slowly(timeout)
-        return _pickling.loads(tag, body)
+        return self._loads(tag, body)
 
     def recv_many(self, most: int, *, timeout: float | None = None) -> list[bytes]:
         """Take up to ``most`` messages as bytes: all that are there, and at least one.  Blocks as ``recv_bytes``."""
@@ -211,7 +221,7 @@ class _Messages:
                 self._wait_for_message(source, deadline, timeout)
         finally:
             source.pass_on()
-        return [body if tag == 0 else _pickling.bytes_of_message(tag, body) for tag, body in found]
+        return [body if tag == 0 else _pickling.bytes_of_message(tag, body, self._loads) for tag, body in found]
 
     def _get_slowly(self, timeout: float | None) -> tuple[int, Any]:
         source, deadline = self._in, deadline_after(timeout)
@@ -477,24 +487,19 @@ def _part_of(buf: Any, offset: int, size: int | None) -> memoryview:
 # -- Channel --------------------------------------------------------------------------------------------------------------
 
 
-def _shape(size: int, terms: Terms | None) -> tuple[Shape, Geometry, Geometry]:
-    one = Geometry.for_capacity(size)
-    other = Geometry.for_capacity(size, first=one.size)
+def _shape(size: int, terms: Terms | None) -> Shape:
     lease, grace = (terms.lease, terms.grace) if terms is not None else (0, 0)
-    controls = (Declaration(at.CHANNEL, parameter=size, lease=lease, grace=grace),)
-    return _shape_of(controls, 2 * declarations(at.CHANNEL, lease, grace), one, other)
+    return _shape_of(channel_controls(size, lease, grace), *channel_rings(size))
 
 
-def _shape_of(
-    controls: tuple[Declaration, ...], rings: tuple[Declaration, ...], one: Geometry, other: Geometry
-) -> tuple[Shape, Geometry, Geometry]:
+def _shape_of(controls: tuple[Declaration, ...], one: Geometry, other: Geometry) -> Shape:
     def prepare_both(memory: Memory) -> None:
         for geometry in (one, other):
             prepare(memory, geometry)
 
     # All at once: what is more than /dev/shm can ever hold is refused before any of it is taken.
     reserve = 0 if one.is_lazy else one.size + other.size
-    return Shape(controls + rings, one.size + other.size, reserve, prepare_both), one, other
+    return Shape(controls, one.size + other.size, reserve, prepare_both)
 
 
 class Channel(_Messages):
@@ -507,6 +512,14 @@ class Channel(_Messages):
     lease, grace, rank, on_terminate, record_site   as for :class:`Lock`: how long a message may be in the making, or being read
                  in place
     operations   what the contract is asked for: "send", "receive" or both
+    unpickle     in a domain of the machine: whether ``recv`` unpickles what it gets.  Else it takes bytes objects only, because
+                 to unpickle something is to let whoever sent it run a program here: anybody may who can open this name
+
+    In a domain of the machine, ``"/NAME"``, several users share the channel (see ``_machine``).  It needs a lease and a size
+    there, and its memory counts against who had it made.  The privileged end is for those to whom the policy gives the class
+    "kernel".  Who may only send, or only receive, has no descriptor of what he may not read or write; but all who may open
+    the channel can lose and repeat messages, and what ``peek`` shows may still change.  ``recv_many`` takes at most 1,024 at
+    a time.
 
     A producer that is killed in the middle of a message leaves nothing of it; a consumer that is killed before it is done with
     a message gives it back.  Ends come and go: nobody is told of it, and messages wait.  Without a name it can be pickled
@@ -526,6 +539,7 @@ class Channel(_Messages):
         operations: Collection[str] = _USUAL,
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        unpickle: bool = False,
     ) -> None:
         terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, usual=_USUAL)
         if not set(operations) & set(_USUAL):
@@ -534,7 +548,7 @@ class Channel(_Messages):
             size = DEFAULT_SIZE
         shape = None
         if size is not None:
-            shape, *_ = _shape(check_size(size), terms)
+            shape = _shape(check_size(size), terms)
         if name is None:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a channel with a name, and there is none")
@@ -542,26 +556,27 @@ class Channel(_Messages):
             memory = Memory.create(shape)
         else:
             domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
-            if _machine.is_of_machine(domain):
-                raise ValueError(f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there")
             wanted = Declaration(at.CHANNEL, parameter=size or 0, lease=terms.lease if terms is not None else 0)
-            memory = Memory.open(domain, _names.check_name(name), wanted, shape)
-        self._bind(memory, privileged, terms)
+            memory = open_memory(domain, _names.check_name(name), wanted, shape, terms)
+        self._bind(memory, privileged, terms, unpickle)
 
-    def _bind(self, memory: Memory, privileged: bool, terms: Terms | None) -> None:
+    def _bind(self, memory: Memory, privileged: bool, terms: Terms | None, unpickle: bool) -> None:
         self._memory = memory
         self._privileged = privileged
         self._terms = terms
+        self._unpickle = unpickle
+        if memory.arena.made is not None and not unpickle:
+            self._loads = _pickling.refusing(self._text())
         control = memory.control(0)
         if control.kind != at.CHANNEL or memory.arena.layout.blocks != 1 + 2 * CONTROLS:
             raise memory.arena.damaged("it is no Channel")
         self._size = control.parameter
-        if not 0 < self._size <= MOST_BYTES or memory.size != _shape(self._size, None)[0].data:
+        if not 0 < self._size <= MOST_BYTES or memory.size != sum(ring.size for ring in channel_rings(self._size)):
             raise memory.arena.damaged(f"it says that it holds {self._size} bytes")
         if control.leased and terms is None:
             lease, grace = (memory.arena.words.load(control.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
             terms = self._terms = Terms(lease, grace, 0, tuple(sorted(_USUAL)))
-        _, *geometries = _shape(self._size, None)
+        geometries = channel_rings(self._size)
         out, into = (0, 1) if privileged else (1, 0)
         self._out = Producer(memory, 1 + CONTROLS * out, geometries[out], self._text(), terms)
         self._in = Consumer(memory, 1 + CONTROLS * into, geometries[into], self._text(), terms)
@@ -611,7 +626,7 @@ class Channel(_Messages):
     def other_end(self) -> Channel:
         """The opposite end of the same channel, as another object."""
         other = Channel.__new__(Channel)
-        other._bind(self._memory, not self._privileged, self._terms)
+        other._bind(self._memory, not self._privileged, self._terms, self._unpickle)
         return other
 
     def close(self) -> None:
@@ -628,7 +643,7 @@ class Channel(_Messages):
         if self.closed:
             raise OSError("the channel is closed")
         control = self._memory.control(0)
-        state = (self._privileged, self._terms)
+        state = (self._privileged, self._terms, self._unpickle)
         if self.name is None:
             mp_context.assert_spawning(self)
             return _rebuild_channel, (_anonymous.export(control), None, *state)
@@ -646,20 +661,29 @@ class Channel(_Messages):
 
 
 def _rebuild_channel(
-    inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, privileged: bool, terms: Terms | None
+    inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, privileged: bool, terms: Terms | None, unpickle: bool
 ) -> Channel:
     channel = Channel.__new__(Channel)
-    channel._bind(memory_of(inherited, named, Declaration(at.CHANNEL)), privileged, terms)
+    channel._bind(memory_of(inherited, named, Declaration(at.CHANNEL), terms), privileged, terms, unpickle)
     return channel
 
 
-def memory_of(inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, wanted: Declaration) -> Memory:
+def open_memory(domain: str, name: str, wanted: Declaration, shape: Shape | None, terms: Terms | None) -> Memory:
+    """The memory of a name, in whatever domain, which is made if there is none."""
+    if _machine.is_of_machine(domain):
+        return Memory(attach_of_machine(domain, name, wanted, terms).arena)
+    return Memory.open(domain, name, wanted, shape)
+
+
+def memory_of(
+    inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, wanted: Declaration, terms: Terms | None
+) -> Memory:
     """The memory of a pickled object, in the process where it arrives."""
     if inherited is not None:
         block: Block = _anonymous.attach_inherited(*inherited)
         return Memory(block.arena)
     assert named is not None
-    return Memory.open(*named, wanted, None)
+    return open_memory(*named, wanted, None, terms)
 
 
 # -- Pipe -----------------------------------------------------------------------------------------------------------------
@@ -787,18 +811,16 @@ def _shut(memory: Memory, side: int) -> None:
 
 
 def _pipe_geometries(memory: Memory) -> tuple[Geometry, Geometry]:
-    size = memory.control(0).parameter
-    return _pipe_shape(size)[1:]
+    return _pipe_rings(memory.control(0).parameter)
 
 
-def _pipe_shape(size: int) -> tuple[Shape, Geometry, Geometry]:
+def _pipe_rings(size: int) -> tuple[Geometry, Geometry]:
     """``size``: as for a Channel; 0: as large as need be."""
     if size:
-        shape, one, other = _shape(size, None)
-        return shape, one, other
-    one = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, 0, is_lazy=True, kept=PIPE_KEPT)
-    other = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_MOST, one.size, is_lazy=True, kept=PIPE_KEPT)
-    return _shape_of((Declaration(at.CHANNEL),), 2 * declarations(at.CHANNEL), one, other)
+        return channel_rings(size)
+    one = Geometry(LAZY_CHUNK, LAZY_CHUNKS, PIPE_MOST, 0, is_lazy=True, kept=PIPE_KEPT)
+    other = Geometry(LAZY_CHUNK, LAZY_CHUNKS, PIPE_MOST, one.size, is_lazy=True, kept=PIPE_KEPT)
+    return one, other
 
 
 def Pipe(duplex: bool = True, *, size: int | None = None) -> tuple[Connection, Connection]:
@@ -812,7 +834,8 @@ def Pipe(duplex: bool = True, *, size: int | None = None) -> tuple[Connection, C
     BrokenPipeError: at once when the end was closed; when its last process was killed, a writer may go on until its messages
     fill a few chunks that nobody empties.
     """
-    memory = Memory.create(_pipe_shape(0 if size is None else check_size(size))[0])
+    bytes_ = 0 if size is None else check_size(size)
+    memory = Memory.create(_shape_of(channel_controls(bytes_), *_pipe_rings(bytes_)))
     tokens = []
     try:
         for side in (0, 1):

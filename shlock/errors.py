@@ -18,6 +18,7 @@ __all__ = [
     "DeadlockError",
     "DeadlockMember",
     "LeaseExpired",
+    "PickleRefused",
     "SegmentError",
     "SupervisorError",
 ]
@@ -154,6 +155,26 @@ class ContractDenied(PermissionError):
 
     def __str__(self) -> str:
         return f"{self.lock}: {self.reason} ({self.rule}). Ask for what the policy allows, or have the policy changed."
+
+
+class PickleRefused(PermissionError):
+    """A message of a domain of the machine would have to be unpickled, which is to run a program of whoever sent it.
+
+    queue    the channel or queue, as in "Queue 'jobs'"
+    message  its bytes, not unpickled: it is taken
+    """
+
+    def __init__(self, queue: str, message: bytes) -> None:
+        super().__init__(queue, message)
+        self.queue = queue
+        self.message = message
+
+    def __str__(self) -> str:
+        return (
+            f"{self.queue}: the message, of {len(self.message)} bytes, is a pickle that another user may have made; to "
+            "unpickle it would let him run anything here. Have bytes sent, or open it with unpickle=True if you trust all who "
+            "may open it."
+        )
 
 
 class LeaseExpired(TimeoutError):

@@ -22,58 +22,47 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import context as mp_context
 from queue import Empty, Full
 from typing import Any, ClassVar, Final
 
-from . import _anonymous, _machine, _names, _pickling, _process
+from . import _anonymous, _names, _pickling, _process
 from . import _layout as at
 from ._arena import Declaration
 from ._atomic import Operand
-from ._memory import Memory, Shape, pages
-from ._owned import IGNORE
+from ._geometry import (
+    DONE,
+    FIRST_SLOT,
+    ITEMS,
+    LETTERS,
+    MOST_BYTES,
+    SLOTS,
+    SLOTS_OF_MACHINE,
+    prepare,
+    queue_controls,
+    queue_rings,
+    slot_size,
+)
+from ._memory import Memory, Shape
 from ._parking import deadline_after
-from ._ring import CONTROLS, LONGEST, Consumer, Geometry, Producer, declarations, prepare
-from ._taken import MOST_DELIVERIES, SLOTS, Grip, Slots, within
-from .channel import PIPE_CHUNK, PIPE_CHUNKS, Closed, check_size, memory_of
+from ._ring import Consumer, Producer
+from ._taken import MOST_DELIVERIES, Grip, Slots, within
+from .channel import Closed, check_size, memory_of, open_memory
 from .contract import Contract, Lease, OnTerminate, Terms
 from .synchronize import Waiter, terms_for, waiters_of
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "SimpleQueue", "Taken"]
 
-ITEMS, LETTERS = 1, 1 + CONTROLS  # first control blocks of the two rings
-DONE: Final = 1 + 2 * CONTROLS  # counts the items that are done; who joins parks here
-FIRST_SLOT: Final = DONE + 1  # and behind the slots a word at which parks who waits for an empty one
-BLOCKS: Final = FIRST_SLOT + SLOTS + 1
 MOST_ITEMS: Final = 2**31 - 1
-KEPT_CHUNKS: Final = 16  # that nobody uses: taking their memory anew costs more than filling it
 JOINABLE: Final = 1 << 32  # in BLOCK_MOST_ITEMS: its items are counted until they are done
 
 _USUAL: Final = ("send", "receive")
 
 
-def _geometries(size: int) -> tuple[Geometry, Geometry]:
-    """Of the items and of the dead letters; ``size`` 0: as large as need be."""
-    if size:
-        items = Geometry.for_capacity(size)
-    else:
-        items = Geometry(PIPE_CHUNK, PIPE_CHUNKS, PIPE_CHUNKS, is_lazy=True, kept=KEPT_CHUNKS)
-    chunks = max(items.chunks, min(PIPE_CHUNKS, 4 * LONGEST // items.chunk))  # as far as a place can say
-    return items, Geometry(items.chunk, chunks, chunks, items.size, is_lazy=True)
-
-
 def _shape(size: int, most_items: int, most_deliveries: int, terms: Terms | None) -> Shape:
-    items, letters = _geometries(size)
+    items, letters = queue_rings(size)
     lease, grace = (terms.lease, terms.grace) if terms is not None else (0, 0)
-    slot = Declaration(at.QUEUE, policy=IGNORE, lease=lease, grace=grace)
-    controls = (
-        Declaration(at.QUEUE, parameter=size, lease=lease, grace=grace),
-        *2 * declarations(at.QUEUE, lease, grace),
-        Declaration(at.QUEUE),
-        *(slot,) * SLOTS,
-        Declaration(at.QUEUE),
-    )
 
     def prepare_all(memory: Memory) -> None:
         prepare(memory, items)
@@ -82,11 +71,8 @@ def _shape(size: int, most_items: int, most_deliveries: int, terms: Terms | None
         memory.arena.words.store(start + at.BLOCK_MOST_ITEMS, most_items)
         memory.arena.words.store(start + at.BLOCK_MOST_DELIVERIES, most_deliveries)
 
-    return Shape(controls, items.size + letters.size + SLOTS * _stride(items), 0, prepare_all)
-
-
-def _stride(items: Geometry) -> int:
-    return pages(items.longest)
+    data = items.size + letters.size + SLOTS * slot_size(items)
+    return Shape(queue_controls(size, lease, grace), data, 0, prepare_all)
 
 
 class _Items:
@@ -94,6 +80,7 @@ class _Items:
 
     _in: Any  # Consumer, or Closed
     _slots: Slots | None = None
+    _loads: Callable[[int, Any], Any] = staticmethod(_pickling.loads)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take the next item for good.
@@ -106,8 +93,8 @@ class _Items:
             got = self._in.get()
             if got is not None:
                 tag, body = got
-                return body if tag == _pickling.OBJECT_IS_BYTES else _pickling.loads(tag, body)
-        return _pickling.loads(*self._get_slowly(block, timeout))
+                return body if tag == _pickling.OBJECT_IS_BYTES else self._loads(tag, body)
+        return self._loads(*self._get_slowly(block, timeout))
 
     def _get_slowly(self, block: bool, timeout: float | None) -> tuple[int, Any]:
         source = self._in
@@ -182,12 +169,12 @@ class _Items:
             found = [self._get_slowly(block, timeout)]
             if most > 1:
                 with contextlib.suppress(TimeoutError):
-                    found += source.get_many(most - 1, within(source, 0.0))
+                    found += source.get_many(most - 1, within(source, deadline_after(0.0)))
         objects = []
         failure: BaseException | None = None
         for tag, body in found:
             try:
-                objects.append(body if tag == _pickling.OBJECT_IS_BYTES else _pickling.loads(tag, body))
+                objects.append(body if tag == _pickling.OBJECT_IS_BYTES else self._loads(tag, body))
             except Exception as error:
                 failure = failure or error
         if failure is not None:
@@ -236,7 +223,7 @@ class Taken(Grip):
             slot = self.slot
             assert slot is not None
             self._after, self.deliveries = slot.view[slot.after], slot.deliveries
-            return _pickling.loads(slot.tag, slot.read())
+            return self._queue._loads(slot.tag, slot.read())
         except BaseException:
             self._queue._slots_there.let_go(self)
             raise
@@ -291,6 +278,14 @@ class Queue(_Items):
                     handed out once more; None: no limit
     lease, grace, rank, on_terminate, record_site   as for :class:`Lock`: how long an item may be worked on in ``take``
     operations      what the contract is asked for: "send" (put), "receive" (get and take) or both
+    unpickle        in a domain of the machine: whether items are unpickled that are no bytes objects.  Else they are refused
+                    (PickleRefused), because to unpickle something is to let whoever put it there run a program here: anybody
+                    may who can open this name.  A refused item is gone, but for ``take``, which gives it back
+
+    In a domain of the machine, ``"/NAME"``, several users share the queue (see ``_machine``).  It needs a lease there, and
+    has a fixed size, 256 KiB if none is named; about 22 times that is taken at once, and counts against who had it made.  16
+    items can be worked on in ``take`` at a time.  Who may only receive has no descriptor through which he could write into what
+    others put; but all who may open the queue can lose, repeat and garble items, and make up some that "came back".
 
     maxsize, size and max_deliveries belong to the queue: who attaches to a name either gives the same or none.  Without a name
     it can be pickled only while a process is being spawned.  There is no feeder thread: ``put`` pickles and copies before it
@@ -316,6 +311,7 @@ class Queue(_Items):
         operations: Collection[str] = _USUAL,
         on_terminate: OnTerminate = "flag",
         record_site: bool = False,
+        unpickle: bool = False,
         ctx: Any = None,
     ) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
@@ -328,18 +324,17 @@ class Queue(_Items):
                 raise ValueError(f"max_deliveries must be a number from 1 to {MOST_DELIVERIES - 1}, not {max_deliveries}")
         terms = terms_for(lease, grace, rank, operations, on_terminate, record_site, usual=_USUAL)
         bytes_ = 0 if size is None else check_size(size)
-        shape = _shape(bytes_, most_items | (JOINABLE if self._joinable else 0), max_deliveries or 0, terms)
+        limits = most_items | (JOINABLE if self._joinable else 0), max_deliveries or 0
+        shape = _shape(bytes_, *limits, terms)
         if name is None:
             if domain is not None:
                 raise ValueError(f"domain={domain!r} is for a queue with a name, and there is none")
             memory = Memory.create(shape)
         else:
             domain = _names.DEFAULT_DOMAIN if domain is None else _names.check_name(domain, "domain")
-            if _machine.is_of_machine(domain):
-                raise ValueError(f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there")
-            wanted = Declaration(at.QUEUE, parameter=bytes_, lease=terms.lease if terms is not None else 0)
-            memory = Memory.open(domain, _names.check_name(name), wanted, shape)
-        self._bind(memory, terms)
+            wanted = Declaration(at.QUEUE, parameter=bytes_, lease=terms.lease if terms is not None else 0, limits=limits)
+            memory = open_memory(domain, _names.check_name(name), wanted, shape, terms)
+        self._bind(memory, terms, unpickle)
         for what, asked, there in (
             ("maxsize", most_items, self._most_items),
             ("max_deliveries", max_deliveries or 0, self._slots_there.most_deliveries),
@@ -347,16 +342,19 @@ class Queue(_Items):
             if asked and asked != there:
                 raise memory.arena.different(f"{self._text()} has {what}={there} there, and {what}={asked} is wanted")
 
-    def _bind(self, memory: Memory, terms: Terms | None) -> None:
+    def _bind(self, memory: Memory, terms: Terms | None, unpickle: bool) -> None:
         self._memory = memory
         self._terms = terms
+        self._unpickle = unpickle
         control, view = memory.control(0), memory.arena.words.view
         size = control.parameter
-        if control.kind != at.QUEUE or memory.arena.layout.blocks != BLOCKS or size > 1 << 33:
+        is_of_machine = memory.arena.made is not None
+        slots = SLOTS_OF_MACHINE if is_of_machine else SLOTS
+        if control.kind != at.QUEUE or memory.arena.layout.blocks != FIRST_SLOT + slots + 1 or size > MOST_BYTES:
             raise memory.arena.damaged("it is no Queue")
-        items, letters = _geometries(size)
-        stride = _stride(items)
-        if memory.size != items.size + letters.size + SLOTS * stride:
+        items, letters = queue_rings(size, is_of_machine=is_of_machine)
+        stride = slot_size(items)
+        if memory.size != items.size + letters.size + slots * stride:
             raise memory.arena.damaged(f"it says that it holds {size} bytes")
         if control.leased and terms is None:
             lease, grace = (memory.arena.words.load(control.start + place) for place in (at.BLOCK_LEASE, at.BLOCK_GRACE))
@@ -372,9 +370,11 @@ class Queue(_Items):
         if self._most_items:
             self._out.most_messages = self._in.most_messages = self._most_items
         self._letters = DeadLetters(Consumer(memory, LETTERS, letters, f"{text}, dead letters", terms))
+        if is_of_machine and not unpickle:
+            self._loads = self._letters._loads = _pickling.refusing(text)
         # Whoever takes buries: that is no sending.
         letters_out = Producer(memory, LETTERS, letters, f"{text}, dead letters", terms, needs="receive")
-        self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, letters_out, terms, DONE)
+        self._slots = Slots(memory, FIRST_SLOT, items.size + letters.size, stride, self._in, letters_out, terms, DONE, slots)
         self._slots.most_deliveries = view[control.start + at.BLOCK_MOST_DELIVERIES]
 
     @property
@@ -469,7 +469,7 @@ class Queue(_Items):
 
     def _take(self, grip: Grip, block: bool, timeout: float | None) -> None:
         slots, source = self._slots_there, self._in
-        source.lock  # noqa: B018 - ValueError if it is closed
+        source.check()  # ValueError if it is closed, ContractDenied
         deadline = deadline_after(timeout if block else 0.0)
         try:
             while True:
@@ -547,8 +547,8 @@ class Queue(_Items):
         self._in.lock  # noqa: B018 - ValueError if it is closed
         if self.name is None:
             mp_context.assert_spawning(self)
-            return _rebuild, (type(self), _anonymous.export(self._memory.control(0)), None, self._terms)
-        return _rebuild, (type(self), None, (self.domain, self.name), self._terms)
+            return _rebuild, (type(self), _anonymous.export(self._memory.control(0)), None, self._terms, self._unpickle)
+        return _rebuild, (type(self), None, (self.domain, self.name), self._terms, self._unpickle)
 
     def _text(self) -> str:
         return f"Queue {self.name!r}" if self.name is not None else "Queue without a name"
@@ -629,7 +629,9 @@ class DeadLetters(_Items):
         return f"<DeadLetters({self.qsize()} items)>"
 
 
-def _rebuild(cls: type[Queue], inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, terms: Terms | None) -> Queue:
+def _rebuild(
+    cls: type[Queue], inherited: tuple[Any, ...] | None, named: tuple[str, str] | None, terms: Terms | None, unpickle: bool
+) -> Queue:
     queue = cls.__new__(cls)
-    queue._bind(memory_of(inherited, named, Declaration(at.QUEUE)), terms)
+    queue._bind(memory_of(inherited, named, Declaration(at.QUEUE), terms), terms, unpickle)
     return queue

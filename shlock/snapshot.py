@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -23,10 +23,12 @@ from ._arena import Arena
 from ._content import Content
 from ._counting import BarrierWord
 from ._deadlock import Place, deadlocks_in, has_edge
+from ._geometry import CONSUMERS, CONTROLS, COUNT_SHIFT, FIRST_SLOT, PLACE, PRODUCERS
 from ._memory import Memory
 from ._readers import keys_of
 from ._segment import BYTE_IN_USE, PREFIX, Segment
 from ._sys import SHM_FOLDER, SYSTEM
+from ._taken import FILLED
 from .errors import Abandoned, DeadlockMember, SegmentError
 from .synchronize import Owner, Waiter
 
@@ -80,7 +82,8 @@ class PrimitiveSnapshot:
     state      "free", "held", "being handed over" (to a waiter that is waking up), "held by a dead process", "inherited" (its
                heir holds it), "poisoned", "value 3", "set", "unset", "2 of 4 waiting", "broken", "waiting" or "idle" (a
                Condition), "damaged"; of a Block "version 12", "being written", "being edited", "abandoned" (its editor died)
-               or, under that policy, "poisoned"; of an RWLock "3 readers" or "being written"
+               or, under that policy, "poisoned"; of an RWLock "3 readers" or "being written"; of a Channel "2 to user, 0 to
+               privileged", of a Queue "3 items, 1 taken, 2 dead letters"
     owner      who holds it; of an owned Semaphore one of the holders
     held_for   seconds, or None; with ``held_for_is_lower_bound`` it is at least that: the owner got in when nobody waited,
                reading no clock, and the oldest waiter has waited so long
@@ -282,6 +285,8 @@ def _primitives(arena: Arena, decoded: _Decoded) -> Iterator[PrimitiveSnapshot]:
     ledgers = _Ledgers(arena)
     is_named = arena.domain is not None
     used = arena.layout.blocks if is_named else min(arena.words.load(at.HEADER_BLOCKS_USED), arena.layout.blocks)
+    if arena.layout.data:
+        used = min(used, 1)  # it is one object, and its first block says what
     for index in range(used):
         name = _names.name_at(arena, index)
         kind = arena.words.load(arena.layout.block(index) + at.BLOCK_KIND) & at.KIND
@@ -300,7 +305,9 @@ def _primitives(arena: Arena, decoded: _Decoded) -> Iterator[PrimitiveSnapshot]:
 
 def _waiting(arena: Arena, index: int, kind: int, waiters: dict[int, tuple[Waiter, ...]]) -> tuple[Waiter, ...]:
     """Who waits for a block, under whatever key."""
-    keys = (index, *keys_of(arena, index)) if kind == at.RWLOCK else (index,)
+    keys: Iterable[int] = (index, *keys_of(arena, index)) if kind == at.RWLOCK else (index,)
+    if kind in (at.CHANNEL, at.QUEUE):
+        keys = range(arena.layout.blocks)
     found = [waiter for key in keys for waiter in waiters.get(key, ())]
     return tuple(sorted(found, key=lambda waiter: -waiter.waiting_for))
 
@@ -397,6 +404,8 @@ def _primitive(
         state = f"value {word >> at.COUNT_SHIFT}"
         if kind == at.BOUNDED_SEMAPHORE:
             state += f" of {load(start + at.BLOCK_PARAMETER)}"
+    elif kind in (at.CHANNEL, at.QUEUE):
+        state = _state_of_rings(arena, kind)
     elif kind == at.EVENT:
         state = "set" if word & at.SET else "unset"
     elif kind == at.CONDITION:
@@ -456,6 +465,26 @@ def _state_of_owned(words: list[int], held: list[int], owner: Owner | None, many
     if not owner.alive:
         return "held by a dead process"
     return "inherited" if held[0] & at.DIED else "held"
+
+
+def _state_of_rings(arena: Arena, kind: int) -> str:
+    """How much waits in a channel or a queue.  SegmentError if it has no rings."""
+    if arena.layout.blocks < 1 + 2 * CONTROLS:
+        raise arena.damaged("it has no rings")
+    counts = []
+    for first in (1, 1 + CONTROLS):
+        head, tail = (
+            arena.words.load(arena.layout.block(first + which) + at.BLOCK_PLACE) >> COUNT_SHIFT
+            for which in (CONSUMERS, PRODUCERS)
+        )
+        counts.append(tail - head & PLACE)
+    if kind == at.CHANNEL:
+        return f"{counts[0]} to user, {counts[1]} to privileged"
+    slots = map(arena.layout.block, range(FIRST_SLOT, arena.layout.blocks - 1))
+    taken = sum(arena.words.load(slot + at.BLOCK_STATE) & FILLED for slot in slots)
+    parts = [f"{counts[0]} item{'' if counts[0] == 1 else 's'}"]
+    parts += [f"{count} {what}" for count, what in ((taken, "taken"), (counts[1], "dead letters")) if count]
+    return ", ".join(parts)
 
 
 def _state_of_rwlock(state: str, records: list[int], is_outside: bool) -> str:

@@ -4,7 +4,8 @@ Each is one word in shared memory plus the parking place; none of them sleeps or
 exceptions are multiprocessing's (3.11, and ``locked()`` from 3.14), and beyond that every primitive
 
 - may have a name: in any process of the same user, the same name in the same ``domain`` is the same primitive (and in a
-  domain of the machine, ``"/NAME"``, a leased Lock or RLock, as a Block, is the same for all users, see ``_machine``);
+  domain of the machine, ``"/NAME"``, a leased Lock or RLock, as a Block, Channel or Queue, is the same for all users, see
+  ``_machine``);
 - goes on working when processes that use it die at any instant.
 
 ``Lock``, ``RLock``, the lock of a ``Condition`` and ``Semaphore(owned=True)`` know their owner.  When the owner's process
@@ -39,11 +40,11 @@ from ._multiprocessing import SemLockView, ZeroCount
 from ._owned import OwnedWords, describe
 from ._parking import parking_of
 from .contract import Contract, Lease, OnTerminate, Terms, check_request
-from .errors import Abandoned
+from .errors import Abandoned, ContractDenied
 
 __all__ = [
     "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Owner", "RLock", "Semaphore", "Waiter",
-    "owned_words", "policy_number", "terms_for", "waiters_of",
+    "attach_of_machine", "owned_words", "policy_number", "terms_for", "waiters_of",
 ]  # fmt: skip
 
 SEM_VALUE_MAX: Final = 2**31 - 1
@@ -107,10 +108,7 @@ class _Primitive:
             self._bind(_names.open_named(domain, name, declaration))
 
     def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> Block:
-        raise ValueError(
-            f"domain {domain!r} is of the machine: only Lock, RLock and Block can be opened there, with lease=. "
-            "A domain of this user has no '/' at its beginning."
-        )
+        return attach_of_machine(domain, name, declaration, None)
 
     def _bind(self, block: Block) -> None:
         """Set up what this object needs of its block."""
@@ -141,7 +139,7 @@ class _Primitive:
         elif _machine.is_of_machine(block.arena.domain):
             declaration = Declaration(self._kind, policy=block.policy)
             terms, _ = self._extra_state()
-            attach, arguments = _attach_of_machine, (block.arena.domain, block.name, declaration, terms)
+            attach, arguments = attach_of_machine, (block.arena.domain, block.name, declaration, terms)
         else:
             attach, arguments = _names.attach_named, (block.arena.domain, block.name)
         return _rebuild, (type(self), attach, arguments, self._extra_state())
@@ -176,7 +174,13 @@ def _rebuild(cls: type[_Primitive], attach: Callable[..., Block], arguments: tup
     return self
 
 
-def _attach_of_machine(domain: str, name: str, declaration: Declaration, terms: Terms) -> Block:
+def attach_of_machine(domain: str, name: str, declaration: Declaration, terms: Terms | None) -> Block:
+    """The first control block of a name in a domain of the machine, from its supervisor.  ValueError without terms."""
+    if terms is None:
+        raise ValueError(
+            f"domain {domain!r} is of the machine: only Lock, RLock, Block, Channel and Queue can be opened there, with "
+            "lease=. A domain of this user has no '/' at its beginning."
+        )
     from ._client import attach  # only who asks for contracts talks to a supervisor
 
     return attach(domain, name, declaration, terms)
@@ -242,6 +246,16 @@ def terms_for(
     check_request(operations=operations, lease=lease, grace=grace or 0.0, rank=rank)
     nanoseconds = round(lease * 1e9), round((grace or 0.0) * 1e9)
     return Terms(*nanoseconds, rank, tuple(sorted(operations)), on_terminate, record_site, inherit)
+
+
+def _refusal(block: Block, needs: str, terms: Terms) -> Callable[..., Any]:
+    """What the lock of a block does for who has no contract that is good for it."""
+    reason = f"its contract does not allow to {needs}, only {', '.join(terms.operations)}"
+
+    def refuse(*arguments: object, **options: object) -> Any:
+        raise ContractDenied(describe(block), reason, block.arena.rights.rule)
+
+    return refuse
 
 
 def owned_words(block: Block, places: list[int]) -> OwnedWords:
@@ -377,6 +391,11 @@ class Lock(_Owned):
     def _bind(self, block: Block) -> None:
         super()._bind(block)
         words = self._words = owned_words(block, [block.word])
+        if block.arena.extents and self._terms is not None and self._needs not in self._terms.operations:
+            # Its supervisor gives a contract for one end of a ring only to who may use that one.
+            refuse = _refusal(block, self._needs, self._terms)
+            self.__dict__["acquire"] = self.__dict__["release"] = self.__enter__ = self.__exit__ = refuse
+            return
         if block.leased:
             self._obtain_contract()
             if self._needs not in words.grant.terms.operations:
@@ -414,9 +433,7 @@ class Lock(_Owned):
             )
 
     def _attach_of_machine(self, domain: str, name: str, declaration: Declaration) -> Block:
-        if self._terms is None:
-            return super()._attach_of_machine(domain, name, declaration)
-        return _attach_of_machine(domain, name, declaration, self._terms)
+        return attach_of_machine(domain, name, declaration, self._terms)
 
     def _prepare(self, state: Any) -> None:
         self._terms, self._on_deadlock = state

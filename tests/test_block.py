@@ -668,7 +668,7 @@ def test_a_block_that_is_not_there_is_not_made_without_a_size(domain: str) -> No
 
 
 def test_in_a_domain_of_the_machine_a_block_needs_a_lease() -> None:
-    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock and Block can be opened there, with lease="):
+    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock, Block, Channel and Queue can be opened there"):
         shlock.Block("b", size=1, domain="/machine")
 
 

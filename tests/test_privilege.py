@@ -262,7 +262,7 @@ def test_a_lock_of_the_machine_goes_to_forked_and_spawned_children(domain: str, 
 
 
 def test_only_locks_with_a_lease_can_be_there(domain: str, supervisor: Supervisor) -> None:
-    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock and Block can be opened there, with lease="):
+    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock, Block, Channel and Queue can be opened there"):
         shlock.Lock("shared", domain=domain)
     with pytest.raises(ValueError, match="is of the machine"):
         shlock.Event("shared", domain=domain)

@@ -202,7 +202,7 @@ def test_names_may_have_as_many_bytes_as_anywhere(domain: str, supervisor: Super
 
 
 def test_only_blocks_with_a_lease_can_be_there(domain: str, supervisor: Supervisor) -> None:
-    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock and Block can be opened there, with lease="):
+    with pytest.raises(ValueError, match="is of the machine: only Lock, RLock, Block, Channel and Queue can be opened there"):
         shlock.Block("shared", size=SIZE, domain=domain)
 
 

@@ -789,3 +789,18 @@ def test_a_row_of_equal_messages_is_put_and_taken_at_once_or_not_at_all(label: s
         ring.consumer.get_many(30)
     left = {"C30 bytes written": 0, "C31 TAIL stored": 30, "C33 bytes read": 30, "C34 HEAD stored": 0}[label]
     assert [body for _, body in ring.new_consumer().get_many(99)] == bodies[:left]
+
+
+def test_headers_that_change_after_they_were_checked_decide_nothing() -> None:
+    """Of the machine, another user may write there: neither a length that was not checked counts, nor a loop without an end."""
+    ring = Ring()
+    for _ in range(4):
+        assert ring.producer.put(b"12345678")
+    consumer, first = ring.consumer, ring.consumer.words[0]
+    for lie in (0, 1 << 30, _ring.LINK, first | 1 << _ring.TAG_SHIFT):
+        for place in (0, 2):
+            ring.producer.words[place] = lie
+            end, found = consumer._equals(0, first, 16, 4)
+            assert [len(body) for (body,) in found] == [8] * (end // 16)
+            assert end == (64 if place == 0 else 16)
+            ring.producer.words[place] = first

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-from .. import _layout as at
 from .. import _machine
 from .._arena import Arena
 from .._machine import Made
@@ -40,9 +39,9 @@ class Names:
     def get(self, name: str) -> Arena | None:
         return self._arenas.get(name)
 
-    def make(self, made: Made, lease: int, grace: int, meanwhile: Callable[[], None]) -> Arena:
+    def make(self, made: Made, lease: int, grace: int, meanwhile: Callable[[], None], limits: tuple[int, int]) -> Arena:
         """A new segment.  OSError if the memory can't be had."""
-        arena = self._arenas[made.name] = _machine.make_arena(self.domain, made, lease, grace, meanwhile)
+        arena = self._arenas[made.name] = _machine.make_arena(self.domain, made, lease, grace, meanwhile, limits)
         self._kept.add(made.name)
         return arena
 
@@ -55,7 +54,7 @@ class Names:
 
     def size(self, user: int) -> int:
         """Bytes of them."""
-        return sum(arena.layout.size for arena in self._of(user))
+        return sum(made_for(arena).total() for arena in self._of(user))
 
     def why_no_room(self, user: int, size: int, most: int, most_bytes: int) -> str | None:
         """Why a user may not have one more, of so many bytes, where he may have so many, and so many bytes; or None.
@@ -63,11 +62,11 @@ class Names:
         Makes room by removing the oldest of his that nobody uses: first those that nobody has left unfinished.
         """
         free = [arena for arena in reversed(self._of(user)) if not self._is_used(arena)]
-        free.sort(key=_is_held, reverse=True)  # the last one goes first: not held, and the oldest
+        free.sort(key=_machine.is_unfinished, reverse=True)  # the last one goes first: finished, and the oldest
         while True:
             if self.count(user) < most and self.size(user) + size <= most_bytes:
                 return None
-            while free and _machine.has_others(free[-1].segment.fd):
+            while free and _has_others(free[-1]):
                 free.pop()
             if not free:
                 break
@@ -82,8 +81,11 @@ class Names:
 
         ``adopt`` is called with one that was not known.  SegmentError, OSError, ValueError if it is none, or another one.
         """
-        name = _machine.made_of(fd, self.domain).name
+        made = _machine.made_of(fd, self.domain)
+        name = made.name
         arena = self._arenas.get(name)
+        if arena is None and made.parts():  # the rest of it was nowhere when we looked for it
+            raise SegmentError("of the machine", f"not all of {name!r} is there any more", "Open it by its name.")
         if arena is None:
             arena = self._arenas[name] = _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain)
             _machine.restore(arena)
@@ -94,27 +96,33 @@ class Names:
 
     def find(self) -> Iterator[Arena]:
         """What earlier supervisors of the domain have given out and somebody still has; known from now on."""
-        newest: dict[str, tuple[int, int]] = {}  # by name: serial number and descriptor
+        newest: dict[str, dict[int, int]] = {}  # by name: descriptors by part
+        facts: dict[str, Made] = {}
         for fd in _machine.segments_of(self.domain):
             try:
-                name, serial, *_ = _machine.made_of(fd, self.domain)
+                made = _machine.made_of(fd, self.domain)
             except SegmentError:
                 SYSTEM.close(fd)  # of another version
                 continue
-            if name in newest and newest[name][0] > serial:
+            whole, known = made._replace(part=0), facts.get(made.name)
+            if known is not None and known.serial > made.serial:
                 SYSTEM.close(fd)  # left by who kept it although nobody else used it any more
                 continue
-            if name in newest:
-                SYSTEM.close(newest[name][1])
-            newest[name] = serial, fd
-        for name, (_, fd) in newest.items():
+            if known != whole:
+                for other in newest.pop(made.name, {}).values():
+                    SYSTEM.close(other)
+                facts[made.name] = whole
+            newest.setdefault(made.name, {})[made.part] = fd
+        for name, found in newest.items():
             try:
-                arena = _machine.arena_over(_machine.open_again(fd, read_only=False), self.domain)
+                files = {part: _machine.open_again(fd, read_only=False) for part, fd in found.items()}
+                arena = _machine.complete(self.domain, facts[name], files)
             except (OSError, ValueError, SegmentError) as error:
                 log.warning("a segment of domain %r cannot be adopted: %s", self.domain, error)
                 continue
             finally:
-                SYSTEM.close(fd)
+                for fd in found.values():
+                    SYSTEM.close(fd)
             _machine.restore(arena)
             self._arenas[name] = arena
             yield arena
@@ -128,8 +136,8 @@ class Names:
                 and name not in self._kept
                 and self._arenas.get(name) is arena
                 and not self._is_used(arena)
-                and not _is_held(arena)
-                and not _machine.has_others(arena.segment.fd)
+                and not _machine.is_unfinished(arena)
+                and not _has_others(arena)
             ):
                 self._close(arena)
 
@@ -137,12 +145,12 @@ class Names:
         assert arena.only_name is not None
         del self._arenas[arena.only_name]
         self._kept.discard(arena.only_name)
-        arena.segment.close()
+        _machine.close(arena)
 
     def close(self) -> None:
         """Let go of all of them."""
         for arena in self._arenas.values():
-            arena.segment.close()
+            _machine.close(arena)
         self._arenas.clear()
 
 
@@ -152,6 +160,6 @@ def made_for(arena: Arena) -> Made:
     return arena.made
 
 
-def _is_held(arena: Arena) -> bool:
-    """Whether its word names an owner, or says that one died: anybody who may write there can make it say so."""
-    return bool(arena.words.load(arena.layout.block(0) + at.BLOCK_WORD))
+def _has_others(arena: Arena) -> bool:
+    """Whether anybody else has any of its files."""
+    return any(map(_machine.has_others, _machine.descriptors(arena)))

@@ -75,7 +75,8 @@ DEFAULT_TEXT: Final = """\
 #   longest_lease   seconds for which a contract may let its holder keep the lock
 #   longest_grace   seconds between the terminate call at the end of the lease and SIGKILL; left out: 0.0
 #   highest_rank    precedence among waiters of one class; left out: 0
-#   class           "user" or "kernel", which precedes every user; left out: "user"
+#   class           "user" or "kernel", which precedes every user, and to which the privileged ends of channels of the
+#                   machine belong; left out: "user"
 #   most_contracts  that one user may hold at a time; left out: 1000
 #   most_bytes      of memory for names of the machine that one user has made, all together; left out: 67108864
 #   deny            true: this rule refuses, and has none of the limits above

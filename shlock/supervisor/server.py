@@ -37,6 +37,7 @@ from .. import _layout as at
 from .. import _ledger, _machine, _messages, _names, _process
 from .._arena import Arena
 from .._client import supervisor_pid
+from .._geometry import MOST_BYTES
 from .._machine import Made
 from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
@@ -589,12 +590,14 @@ class Server:
         if arena is None:
             raise _Refused("this arena was not shown")
         block = _number(message, "block", arena.layout.blocks - 1)
-        if isinstance(arena.made, Made) and not arena.made.has_lock(block):
-            raise _Refused(f"block {block} of {arena.made.name!r} is no lock")
         name = name_of(arena, block)
         held = self.watch.count(session.user) - (slot in client.contracts)
         wishes = _wishes(message)
+        needs = _check_block(arena.made, block, wishes) if isinstance(arena.made, Made) else None
         decision = self._decide(session.pid, session.user, session.accounts, name, wishes, held)
+        if decision.allowed and needs is not None and CLASSES.index(decision.precedence) < CLASSES.index(needs):
+            reason = f'the privileged end of a channel is for the class "{needs}", and the rule gives "{decision.precedence}"'
+            decision = dataclasses.replace(decision, allowed=False, reason=reason)
         if not decision.allowed:
             self.emit("denied", pid=session.pid, lock=name, block=block, reason=decision.reason, rule=decision.decider)
             return {"ok": False, "reason": decision.reason, "rule": decision.rule}
@@ -646,13 +649,16 @@ class Server:
             raise _Refused("in a domain of one user its processes make the segments")
         kind, policy = _number(message, "kind", at.EXTENSION), _number(message, "policy", len(at.POLICIES) - 1)
         size, copies = (_number({"size": 0, "copies": 1, **message}, key, most) for key, most in _SIZES)
+        limits = [_number({"most_items": 0, "most_deliveries": 0, **message}, key, most) for key, most in _LIMITS]
         wishes = _wishes(message)
         try:
             name = _names.check_name(message.get("name"))
         except (TypeError, ValueError) as error:
             raise _Refused(str(error)) from None
         if kind not in _machine.WRITING:
-            raise _Refused("a name of the machine is a Lock, an RLock or a Block")
+            raise _Refused("a name of the machine is a Lock, an RLock, a Block, a Channel or a Queue")
+        if kind in _machine.CARRYING and size > MOST_BYTES:
+            raise _Refused(f"size of a {at.KIND_NAMES[kind]} must be at most {MOST_BYTES}")
         if wishes.operations.isdisjoint(_machine.OPERATIONS.get(kind, wishes.operations)):
             raise _Refused(f"operations of a {at.KIND_NAMES[kind]} are {', '.join(sorted(_machine.OPERATIONS[kind]))}")
         # Whoever is given segments without opening them holds as many contracts.
@@ -661,21 +667,29 @@ class Server:
         if not decision.allowed:
             return self._deny(session, name, decision)
         # From here on he may know whether it is there.
-        arena, may_write = self.names.get(name), _machine.WRITING[kind] in wishes.operations
+        arena, may_write = self.names.get(name), not _machine.WRITING[kind].isdisjoint(wishes.operations)
         if arena is None:
             if not may_write:
-                raise _Refused(f"{name!r} is not there yet: it is made for who may {_machine.WRITING[kind]} it")
-            if kind == at.GUARDED and not (size and copies):
+                raise _Refused(f"{name!r} is not there yet: it is made for who may {', '.join(_machine.WRITING[kind])} it")
+            if kind == at.QUEUE:
+                size = size or _machine.USUAL_QUEUE
+            if kind in _machine.OPERATIONS and not (size and copies):
                 return {"ok": False, "missing": True}
-            made = Made(name, SYSTEM.time_ns(), session.user, kind, policy, *((size, copies) if kind == at.GUARDED else (0, 0)))
+            made = Made(name, SYSTEM.time_ns(), session.user, kind)
+            if kind == at.GUARDED:
+                made = made._replace(policy=policy, size=size, copies=copies)
+            elif kind in _machine.CARRYING:
+                made = made._replace(size=size)
+            else:
+                made = made._replace(policy=policy)
             bound, most = decision.most_contracts, decision.most_bytes
-            if reason := self.names.why_no_room(session.user, made.layout().size, bound, most):
+            if reason := self.names.why_no_room(session.user, made.total(), bound, most):
                 return {**self._deny(session, name, dataclasses.replace(decision, reason=reason)), "full": True}
             try:
-                arena = self.names.make(made, wishes.lease, wishes.grace, self._look_if_due)
+                arena = self.names.make(made, wishes.lease, wishes.grace, self._look_if_due, (limits[0], limits[1]))
             except OSError as error:
                 text = f"there is no memory for one more segment: {error.strerror}"
-                if kind != at.GUARDED:
+                if kind not in _machine.OPERATIONS:
                     raise _Refused(text) from None
                 self.emit("refused", pid=session.pid, lock=name, reason=text)
                 return {"ok": False, "errno": errno.ENOSPC, "reason": text}
@@ -684,11 +698,17 @@ class Server:
             return {"ok": False, "kind": made.kind, "size": made.size, "policy": made.policy}
         session.arenas[arena.identity] = arena
         _machine.restore(arena)
-        fd = _machine.open_again(arena.segment.fd, read_only=not may_write)
+        rights = made.rights(wishes.operations, decision.precedence)
+        files = {arena.segment.fd: may_write, **{arena.parts[part].fd: may for part, may in rights.items()}}
+        given = []
         try:
-            self._answer(session, {"ok": True}, (fd,))
+            for fd, may in files.items():
+                given.append(_machine.open_again(fd, read_only=not may))
+            answer = {"ok": True, "rule": decision.rule} if kind in _machine.CARRYING else {"ok": True}
+            self._answer(session, answer, tuple(given))
         finally:
-            SYSTEM.close(fd)
+            for fd in given:
+                SYSTEM.close(fd)
         return None
 
     def _deny(self, session: Session, name: str, decision: Decision) -> dict[str, Any]:
@@ -780,7 +800,11 @@ class Server:
     ) -> tuple[Terms, int] | None:
         """Terms and precedence from the ledger of a client of an earlier supervisor, as far as the policy allows them."""
         longest, rank = int(LONGEST_SECONDS * 1e9), min(rank, HIGHEST_NUMBER)
-        wishes = _Wishes(frozenset({"acquire"}), min(terms.lease, longest), min(terms.grace, longest), rank)
+        needs = arena.made.needs(block) if isinstance(arena.made, Made) else ("acquire", "user")
+        if needs is None:
+            return None
+        operation, class_ = needs
+        wishes = _Wishes(frozenset({operation}), min(terms.lease, longest), min(terms.grace, longest), rank)
         try:
             accounts = _accounts(user, group)
             decision = self._decide(0, user, accounts, name_of(arena, block), wishes, self.watch.count(user))
@@ -789,7 +813,9 @@ class Server:
         precedence = precedence_of(decision.precedence, min(rank, decision.highest_rank))
         if not self.is_of_machine:  # what it was granted stays
             return terms, precedence
-        if decision.hidden or "acquire" not in decision.operations:
+        if decision.hidden or operation not in decision.operations:
+            return None
+        if CLASSES.index(decision.precedence) < CLASSES.index(class_):
             return None
         lease, grace = int(decision.longest_lease * 1e9), int(decision.longest_grace * 1e9)
         return Terms(min(wishes.lease, lease), min(wishes.grace, grace)), precedence
@@ -864,7 +890,8 @@ def _client_of(session: Session) -> Client:
     return session.client
 
 
-_SIZES: Final = (("size", _machine.MOST_BYTES), ("copies", at.MOST_COPIES))
+_SIZES: Final = (("size", _machine.MOST_CONTENT), ("copies", at.MOST_COPIES))
+_LIMITS: Final = (("most_items", (1 << 33) - 1), ("most_deliveries", 0xFFFF))
 _FOR_ROOT: Final = ("contracts", "events", "revoke", "kill")
 
 
@@ -883,6 +910,17 @@ def _wishes(message: dict[str, Any]) -> _Wishes:
         raise _Refused("operations must be a list of names")
     lease, grace = _number(message, "lease", NEVER), _number(message, "grace", NEVER)
     return _Wishes(frozenset(operations), lease, grace, _number(message, "rank", HIGHEST_NUMBER))
+
+
+def _check_block(made: Made, block: int, wishes: _Wishes) -> str | None:
+    """The class that a contract for this control block needs.  _Refused if there can be none, or none that is good for it."""
+    needs = made.needs(block)
+    if needs is None:
+        raise _Refused(f"block {block} of {made.name!r} is no lock")
+    operation, class_ = needs
+    if made.kind in _machine.CARRYING and operation not in wishes.operations:
+        raise _Refused(f"block {block} of {made.name!r} is for who may {operation}")
+    return class_
 
 
 def _is_memory(descriptor: int) -> bool:
