@@ -180,6 +180,8 @@ def make_fast_path(
                                 break
                     if back is None:
                         back = borrow_operand()
+                    if process is not _process.current:
+                        break  # the operand may be a child's, which would release what its parent holds
                     error = words.release_word(back, None, leaving)
                     break
                 except Forked:

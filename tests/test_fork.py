@@ -212,14 +212,23 @@ def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
 
 def test_a_fork_anywhere_in_release_with_a_waiter_releases_once(lock: Any) -> None:
     """The waiter, a thread of the parent, comes in; the child's copy of the release does nothing and says nothing."""
-    parent = os.getpid()
+    parent, page = os.getpid(), Page()
     waiting: list[threading.Thread] = []
+
+    class LateChildren(ForkEverywhere):
+        """A child that has not begun yet would release its parent's lock, as anybody may."""
+
+        def _fork(self) -> None:
+            super()._fork()
+            if self.is_child():
+                eventually(lambda: page[0])
 
     def wait() -> None:
         with lock:
             pass
 
     def prepare() -> None:
+        page[0] = 0
         assert lock.acquire()
         waiting[:] = [threading.Thread(target=wait)]
         waiting[0].start()
@@ -239,8 +248,9 @@ def test_a_fork_anywhere_in_release_with_a_waiter_releases_once(lock: Any) -> No
     def in_parent() -> None:
         waiting[0].join(PATIENCE)
         assert not waiting[0].is_alive()
+        page[0] = 1
 
-    ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
+    LateChildren().run(prepare, operate, in_child, in_parent, 5)
     eventually(lambda: not lock.locked())
 
 
