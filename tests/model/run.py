@@ -547,7 +547,8 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     holds("inheritance-two-waiters-supervisor-dies", "inheritance", WAITERS=2, SUPERVISOR_DEATHS=1, size="deep"),
     holds("inheritance-supervisor-dies-crash", "inheritance", SUPERVISOR_DEATHS=1, CRASHES=1, size="deep"),
     holds("inheritance-chain-supervisor-dies", "inheritance", CHAIN=1, SUPERVISOR_DEATHS=1, size="deep"),
-    holds("inheritance-user-between", "inheritance", USER=2, SUPERVISOR_DEATHS=1),
+    holds("inheritance-user-between", "inheritance", USER=2, WITHDRAW=1),
+    holds("inheritance-user-between-supervisor-dies", "inheritance", USER=2, SUPERVISOR_DEATHS=1, size="deep"),
     holds("inheritance-user-above", "inheritance", USER=4, WITHDRAW=1),
     # Harmless: the timer finds it, a moment later; and a look at which nobody waits leaves nobody lifted.
     holds("inheritance-release-silent", "inheritance", LOSSES=1, MUTATION="RELEASE_SILENT", size="quick"),
