@@ -313,6 +313,7 @@ class OwnedWords:
         leaving   at the end of a ``with``, only what this process holds is released.  A forked child that leaves its
                   parent's ``with`` releases nothing; a word that changed hands raises ValueError
         """
+        process = _process.current
         back: Operand | None = None
         interruption: BaseException | None = None
         error: Exception | None = None
@@ -321,6 +322,8 @@ class OwnedWords:
             try:
                 if back is None:
                     back = borrow_operand()
+                if process is not _process.current:
+                    return  # a forked child: the operand may be its own, which would release what its parent holds
                 error = self.release_word(back, repaired, leaving)
                 break
             except Forked:
