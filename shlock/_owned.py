@@ -87,7 +87,7 @@ FEWEST_LOOKS: Final = 15
 #: leaves the word free for several us, because it looks for somebody to wake, and finds that this thread is on its way.
 LONGEST_INSISTENCE: Final = 150_000
 #: Nanoseconds after which a process that has the word all the time hands it over to a thread that has waited as long.
-TURN: Final = 5_000_000
+TURN: Final = 10_000_000
 _PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 NO_POINTER: Final = pointer(0)
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
