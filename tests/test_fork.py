@@ -184,18 +184,20 @@ def test_a_fork_anywhere_in_acquire_of_a_held_lock_lets_both_sides_finish(lock: 
     assert not lock.locked()
 
 
+def release_in(parent: int, lock: Any) -> None:
+    """Release what that process holds: a child that is forked meanwhile may be told that it holds nothing."""
+    try:
+        lock.release()
+    except (AssertionError, ValueError):
+        assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
+
+
 def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
     """The release is the parent's.  The child's copy of it does nothing; afterwards the child can take the lock."""
     parent = os.getpid()
 
     def prepare() -> None:
         assert lock.acquire()
-
-    def operate() -> None:
-        try:
-            lock.release()
-        except (AssertionError, ValueError):
-            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
 
     def in_child() -> None:
         assert owner_pid(lock) != os.getpid()
@@ -206,7 +208,7 @@ def test_a_fork_anywhere_in_release_releases_once(lock: Any) -> None:
     def in_parent() -> None:
         eventually(lambda: owner_pid(lock) != os.getpid())
 
-    ForkEverywhere().run(prepare, operate, in_child, in_parent, 1)
+    ForkEverywhere().run(prepare, lambda: release_in(parent, lock), in_child, in_parent, 1)
     assert not lock.locked()
 
 
@@ -234,12 +236,6 @@ def test_a_fork_anywhere_in_release_with_a_waiter_releases_once(lock: Any) -> No
         waiting[0].start()
         eventually(lambda: lock.waiters)
 
-    def operate() -> None:
-        try:
-            lock.release()
-        except (AssertionError, ValueError):
-            assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
-
     def in_child() -> None:
         assert owner_pid(lock) != os.getpid()
         assert lock.acquire()
@@ -250,7 +246,7 @@ def test_a_fork_anywhere_in_release_with_a_waiter_releases_once(lock: Any) -> No
         assert not waiting[0].is_alive()
         page[0] = 1
 
-    LateChildren().run(prepare, operate, in_child, in_parent, 5)
+    LateChildren().run(prepare, lambda: release_in(parent, lock), in_child, in_parent, 5)
     eventually(lambda: not lock.locked())
 
 

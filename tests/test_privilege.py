@@ -108,7 +108,7 @@ longest_lease = {LONG}
 READY, GO, PID, WORD, TOKEN, DONE, SPARE = range(7)
 
 _numbers = itertools.count()
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.fixture
@@ -121,8 +121,9 @@ def domain() -> Iterator[str]:
 
 
 @pytest.fixture
-def supervisor(domain: str) -> Iterator[Supervisor]:
-    with Supervisor(domain, POLICY) as supervisor:
+def supervisor(request: pytest.FixtureRequest, domain: str) -> Iterator[Supervisor]:
+    """One with the policy of the file that asks for it."""
+    with Supervisor(domain, request.module.POLICY) as supervisor:
         yield supervisor
         end_children()
 
@@ -381,7 +382,7 @@ def test_the_mmu_stops_a_write_through_a_contract_for_reading(domain: str, super
         wanted = re.compile(rf"([0-9a-f]+)-\S+ r--s .*/memfd:{re.escape(_machine._prefix(domain))}")  # we are a fork of root
         address = next(int(found[1], 16) for line in _machine._mappings("self") if (found := wanted.match(line)))
         assert ctypes.string_at(address, 8) == at.MAGIC.to_bytes(8, "little")
-        assert _libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
+        assert libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
         page[SPARE] = lock is not None
         faulthandler.disable()
         ctypes.memset(address, 0, 8)

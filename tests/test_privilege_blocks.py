@@ -18,11 +18,12 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import Child, DieAtLabel, Page, end_children, eventually, watch_steps
+import test_privilege
+from support import Child, DieAtLabel, Page, eventually, watch_steps
 from test_privilege import (
     ALICE,
     BOB,
@@ -36,8 +37,10 @@ from test_privilege import (
     SPARE,
     as_user,
     kinds,
+    libc,
     pytestmark,
     reasons,
+    serve,
     talk,
 )  # fmt: skip
 
@@ -47,7 +50,6 @@ from shlock import _machine, _process, _sys, cli
 from shlock._semaphore import SegmentSemaphore
 from shlock.errors import ContractDenied, SegmentError
 from shlock.supervisor import Supervisor, parse
-from shlock.supervisor.server import Server
 
 __all__ = ["pytestmark"]
 
@@ -91,28 +93,8 @@ longest_lease = {LONG}
     "policy.toml",
 )
 
-_numbers = itertools.count()
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture
-def domain() -> Iterator[str]:
-    """One that nobody else uses; nothing of it is left."""
-    name = f"/test blocks {os.getpid()} {next(_numbers)}"
-    yield name
-    assert not os.path.exists(_machine.socket_path(name))
-
-
-@pytest.fixture
-def supervisor(domain: str) -> Iterator[Supervisor]:
-    with Supervisor(domain, POLICY) as supervisor:
-        yield supervisor
-        end_children()
-
-
-@pytest.fixture
-def page() -> Page:
-    return Page()
+# Fixtures.
+domain, supervisor, page = test_privilege.domain, test_privilege.supervisor, test_privilege.page
 
 
 def block_of(domain: str, name: str = "shared", size: int | None = SIZE, lease: float = LONG, **options: Any) -> shlock.Block:
@@ -142,12 +124,6 @@ def write(domain: str, data: bytes, name: str = "shared", size: int = SIZE) -> i
 def read(domain: str, name: str = "shared") -> tuple[bytes, int]:
     block = reader_of(domain, name)
     return content(block), block.version
-
-
-def serve(domain: str, page: Page) -> None:
-    service = Server(domain, POLICY)
-    page[DONE] += 1
-    service.run()
 
 
 # -- several users, one block ---------------------------------------------------------------------------------------------
@@ -295,7 +271,7 @@ def test_from_a_descriptor_for_reading_nothing_can_be_written(domain: str, super
         address = next(int(f[0].split("-")[0], 16) for f in lines if int(f[2], 16) == first)
         assert {f[1] for f in lines if int(f[2], 16) == first} == {"r--s"}
         assert ctypes.string_at(address, 5) == b"\0" * 5  # copy 0; the first version is in another one
-        assert _libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
+        assert libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
         page[SPARE] = 1
         faulthandler.disable()
         ctypes.memset(address, 1, 1)
@@ -458,7 +434,7 @@ def test_a_reader_that_stands_still_holds_no_writer_up(domain: str, supervisor: 
 
 
 def test_the_next_supervisor_adopts_blocks_and_who_writes_them(domain: str, page: Page) -> None:
-    first = Child(serve, domain, page)
+    first = Child(serve, domain, page, POLICY)
     eventually(lambda: page[DONE] == 1)
 
     def stay() -> None:
@@ -484,7 +460,7 @@ def test_the_next_supervisor_adopts_blocks_and_who_writes_them(domain: str, page
 
 
 def test_who_may_only_read_goes_on_with_the_next_supervisor(domain: str, page: Page) -> None:
-    first = Child(serve, domain, page)
+    first = Child(serve, domain, page, POLICY)
     eventually(lambda: page[DONE] == 1)
     as_user(ALICE, write, domain, b"first").result()
 
@@ -509,7 +485,7 @@ def test_who_may_only_read_goes_on_with_the_next_supervisor(domain: str, page: P
 def test_a_supervisor_killed_while_it_makes_a_segment_leaves_nothing(label: str, domain: str, page: Page) -> None:
     def serve_and_die() -> None:
         watch_steps(DieAtLabel(label, 1))
-        serve(domain, page)
+        serve(domain, page, POLICY)
 
     first = Child(serve_and_die)
     eventually(lambda: page[DONE] == 1)
@@ -629,7 +605,7 @@ def test_while_memory_is_taken_the_supervisor_looks_at_its_clock(domain: str, mo
 
 def test_a_header_that_lies_about_sizes_shortens_nobodys_tables(domain: str, page: Page) -> None:
     """Neither of who comes next, nor of the next supervisor: it would write behind the end of its mapping."""
-    first = Child(serve, domain, page)
+    first = Child(serve, domain, page, POLICY)
     eventually(lambda: page[DONE] == 1)
 
     def lie() -> None:

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import Child, DieAtLabel, Page, end_children, eventually, is_sleeping, watch_steps
+import test_privilege
+from support import Child, DieAtLabel, Page, eventually, is_sleeping, watch_steps
 from test_privilege import (
     ALICE,
     BOB,
@@ -34,8 +35,10 @@ from test_privilege import (
     SPARE,
     WORD,
     kinds,
+    libc,
     pytestmark,
     reasons,
+    serve,
     talk,
 )
 from test_privilege import as_user as fork_as_user
@@ -46,7 +49,6 @@ from shlock import _layout as at
 from shlock._memory import Memory
 from shlock.errors import ContractDenied, PickleRefused, SegmentError
 from shlock.supervisor import Supervisor, parse
-from shlock.supervisor.server import Server
 
 __all__ = ["pytestmark"]
 
@@ -97,28 +99,8 @@ longest_lease = {LONG}
     "policy.toml",
 )
 
-_numbers = itertools.count()
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture
-def domain() -> Iterator[str]:
-    """One that nobody else uses; nothing of it is left."""
-    name = f"/test channels {os.getpid()} {next(_numbers)}"
-    yield name
-    assert not os.path.exists(_machine.socket_path(name))
-
-
-@pytest.fixture
-def supervisor(domain: str) -> Iterator[Supervisor]:
-    with Supervisor(domain, POLICY) as supervisor:
-        yield supervisor
-        end_children()
-
-
-@pytest.fixture
-def page() -> Page:
-    return Page()
+# Fixtures.
+domain, supervisor, page = test_privilege.domain, test_privilege.supervisor, test_privilege.page
 
 
 def channel_of(
@@ -148,12 +130,6 @@ def as_user(user: int, function: Callable[..., Any], *arguments: Any) -> Child:
         return function(*arguments)
 
     return fork_as_user(user, begin_anew)
-
-
-def serve(domain: str, page: Page) -> None:
-    service = Server(domain, POLICY)
-    page[DONE] += 1
-    service.run()
 
 
 def refused(function: Callable[[], Any]) -> str:
@@ -441,7 +417,7 @@ def test_what_the_kernel_sends_no_user_can_write(domain: str, supervisor: Superv
             ours = [f for f in fields if len(f) > 5 and f[4] == inode and "s" in f[1] and "w" not in f[1]]
             address = int(ours[0][0].split("-")[0], 16)
             assert ctypes.string_at(address + 8, 5) == b"whole"
-            assert _libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
+            assert libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == -1
             page[SPARE] = 1
             faulthandler.disable()
             ctypes.memset(address + 8, 1, 1)
@@ -738,7 +714,7 @@ def test_who_trusts_the_others_says_so(domain: str, supervisor: Supervisor, trap
 
 
 def test_the_next_supervisor_finds_messages_and_who_sends(domain: str, page: Page) -> None:
-    first = Child(serve, domain, page)
+    first = Child(serve, domain, page, POLICY)
     eventually(lambda: page[DONE] == 1)
 
     def stay() -> None:
@@ -772,7 +748,7 @@ def test_the_next_supervisor_finds_messages_and_who_sends(domain: str, page: Pag
 
 def test_what_nobody_living_may_receive_is_made_anew(domain: str, page: Page) -> None:
     """M-3: Dave has no descriptor of what the kernel sends."""
-    first = Child(serve, domain, page)
+    first = Child(serve, domain, page, POLICY)
     eventually(lambda: page[DONE] == 1)
 
     def be_kernel() -> None:
@@ -822,7 +798,7 @@ def test_what_nobody_living_may_receive_is_made_anew(domain: str, page: Page) ->
 def test_a_supervisor_killed_while_it_makes_a_channel_leaves_nothing(label: str, count: int, domain: str, page: Page) -> None:
     def serve_and_die() -> None:
         watch_steps(DieAtLabel(label, count))
-        serve(domain, page)
+        serve(domain, page, POLICY)
 
     first = Child(serve_and_die)
     eventually(lambda: page[DONE] == 1)
