@@ -302,7 +302,9 @@ class Arena:
     def parameter(self, index: int) -> int:
         if self.declared:
             return self.declared[index].parameter
-        return self.words.load(self.layout.block(index) + at.BLOCK_PARAMETER)
+        load, start = self.words.load, self.layout.block(index)
+        has_one = load(start + at.BLOCK_KIND) & at.KIND not in (at.LOCK, at.RLOCK)  # else it is BLOCK_GENERATION
+        return load(start + at.BLOCK_PARAMETER) if has_one else 0
 
     def cells_of(self, index: int) -> list[int]:
         """Indices of the cell words of a block.  SegmentError if the chain of extensions is damaged."""

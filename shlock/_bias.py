@@ -1,61 +1,73 @@
-"""A lock that is reserved for one process, which then takes it by plain loads and stores: the biased path.
+"""A lock that is reserved for one process, which then takes it without a compare-exchange of its own: the biased path.
 
-A compare-exchange costs a Python program 260 ns, a plain load or store a tenth of that.  So a Lock or RLock that one process
-takes again and again is *biased* to it: acquire and release are stores into a byte of its own, and a look whether the bias
-still stands.  Whoever else wants the lock revokes the bias; then it is an ordinary lock, until somebody deserves it again.
+A compare-exchange costs a Python program 260 ns, and a lock needs two.  The C library's semaphores change one word from 1 to 0
+and back for 40 ns each, but such a word does not say who holds it.  So a Lock or RLock that one process takes again and again
+is *biased* to it: W says who it is, and the process goes in and out by a door of its own, the word H.  Whoever else wants the
+lock revokes the bias; then it is an ordinary lock, until somebody deserves it again.
 
     # W         names                 for                            entered by      leaves to
     # BIASED    slot, generation      P, whose H says if it is in    R1'             REVOKING (V0)
     # REVOKING  slot, generation      P, and P is told to look       V0              REVOKED, 0, or held by the revoker (V2)
     # REVOKED   P (both flags)        P, in since before V0          V2              as HELD: whatever ``_owned`` does to that
 
-    A control block has a few slots: in each the identity of the process that claimed it, and H, a byte that only that process
-    writes.  A generation is used once.  The seat is a process's own: which of its threads is in, and whether it has the bias.
+    # H         of a slot that P has claimed          entered by        leaves to
+    # OUTSIDE   none of P's threads is in             R1', B3           INSIDE (B1), SHUT (V1, B5)
+    # INSIDE    one of them is                        B1                OUTSIDE (B3)
+    # SHUT      none is, nor gets in by it any more   V1, B5            OUTSIDE (R1', of a later bias)
 
-    acquire, where the seat says that the bias is ours and nobody is in
-    B0  seat := thread
-    B1  H := 1                                                  plain store
-    B2  W still BIASED to our slot: in                          plain load
-    B3  else H := 0, seat := LEAVING; -> B6, then A1
-    release, where the seat says that a thread of ours is in by the biased path
-    B4  H := 0                                                  plain store
-    B5  W still BIASED to our slot: seat := free; out           plain load
-    B6  W is REVOKING our generation: V1, V2.  W is REVOKED and ours: R2, R3.  Slot := 0, seat := AWAY
+    A control block has a few slots: in each the identity of the process that claimed it, and H.  A generation is used once.
+    In its own memory each process has the door, which knows which thread is in, and ``inside``, how often it went in.
+
+    acquire, where we have a door
+    B1  CAS(H: OUTSIDE -> INSIDE), by the door; inside + 1: in.  No look at W.
+        failed: H is SHUT: -> B6, then A1.  It is INSIDE: another thread of ours is in: A1, which revokes our own bias
+    release, where a thread of ours went in by the door
+    B2  inside - 1
+    B3  CAS(H: INSIDE -> OUTSIDE), by the door
+    B4  W still BIASED to our slot: out                         plain load
+    B5  else CAS(H: OUTSIDE -> SHUT).  It is INSIDE: the thread that went in since B3 comes to B4, too, and this one is out
+    B6  no door any more.  W is BIASED or REVOKING, and ours: V0 to V2.  W is REVOKED and ours: R2, R3.  Slot := 0
     revocation, by anybody, this process included
     V0  CAS(W: BIASED -> REVOKING)
-    V1  membarrier: every processor that runs a registered process passes a full fence
-    V2  H of the slot.  1: CAS(W: REVOKING -> P|REVOKED).  0: membarrier again where stores may pass stores; then
-        CAS(W: REVOKING -> me), or -> 0 by who only wants to see an ordinary word
+    V1  where a release is no full fence: membarrier.  CAS(H: OUTSIDE -> SHUT)
+    V2  H was INSIDE: CAS(W: REVOKING -> P|REVOKED).  Else, it is SHUT: CAS(W: REVOKING -> me), or -> 0 by who only wants to see
+        an ordinary word
     granting
-    R1' instead of R1, by a process that has taken it often enough, and whose seat is AWAY: claim a slot (0, or a dead
-        process's), H := 0, generation + 1, CAS(W: me -> BIASED)
+    R1' instead of R1, by a process that has taken it often enough, and has no door: claim a slot (0, or a dead process's),
+        H := OUTSIDE, generation + 1, CAS(W: me -> BIASED); then the door
+
+V0 and V1 against B3 and B4: each side writes one word and then looks at the other's, with a full fence in between.  So either
+the revoker sees that nobody is inside, or the owner sees that its bias is revoked, or both.  On x86-64 both writes are locked
+instructions, which are full fences.  Elsewhere the C library's release orders only what comes before it; there the revoker
+has the kernel pass a fence on the owner's processor (membarrier), and without that system call nobody is biased.
 
 Nobody waits for anybody here: whoever finds REVOKING does V1 and V2 itself, because the first one may have died.  That is why
-the word has a generation: the decision of one that has slept in between must not hit a later bias.
+the word has a generation: the decision of one that has slept in between must not hit a later bias.  What it does to the H of a
+later bias at V1 does no harm: that is then SHUT with W still BIASED, which its process finds at B1, and a revoker after V0.
 
-    # V1  a thread that saw BIASED at B2 after V0 can't be: its H is seen at V2; one that stores H later sees REVOKING at B2
-    # V2  P releases what is REVOKED and P's, at B6: its seat keeps its other threads out of the biased path until then
-    # V3  a slot is claimed by its process from R1' to B6; only then, or after its death, by another: no late store of H hits
-    #     another's
+    # V1  H is INSIDE exactly while a thread of P is in by the door: who finds it OUTSIDE and shuts it has kept all of them out
+    # V2  W = P|REVOKED is released by a thread of P that has seen H SHUT: then none of them is in
+    # V3  a slot is claimed by its process from R1' to B6; only then, or after its death, by another: no door is another's H
     # V4  W is BIASED or REVOKING without PARKED: a waiter revokes before it sleeps, so I1 needs nothing new
     # V5  both flags never stand without an owner, one of them never with one
 
     # killed after                   the word says        repaired by             outcome
-    # C70 B1, inside                 BIASED, H = 1        the next one's V0-V2    REVOKED of a dead process: told by the poll
-    # C71 B4                         BIASED, H = 0        the next one's V0-V2    nothing to tell
+    # C70 B1, inside                 BIASED, INSIDE       the next one's V0-V2    REVOKED of a dead process: told by the poll
+    # C71 B3                         BIASED, OUTSIDE      the next one's V0-V2    nothing to tell
     # C72 V0 or V1, by the revoker   REVOKING             the next one, or P      V1 and V2 again
     # C73 V2                         REVOKED, or 0        -                       P releases it, or it is free
     # C74 slot claimed, no R1'       HELD                 poll                    the slot is claimed anew from a dead process
+    # C75 B5                         REVOKING, SHUT       the next one's V2       nothing to tell
+    #                                REVOKED, SHUT        poll                    told: as one that dies just before R1
 
-A process that dies between B1 and B2 counts as inside: it was on its way in.
-
-Between the end of ``get_ident()`` and B2, and from B4 to B5, there is no call: so no signal handler, no switch of threads and
-no fork comes in between (without the interpreter's lock there is no biased path).  A forked child starts with its seat AWAY.
+*Interruptions.*  A call of the door may end with what a signal handler raises.  Since ``inside`` is changed without a call,
+after B1 and before B3, the door's own count says afterwards whether the call was made.  A child that is forked there has none.
 
 *When.*  Only in a process with ``SHLOCK_BIAS=adaptive`` in its environment: after so many releases without a waiter that they
 outweigh a revocation.  A bias that is revoked soon doubles that number, one that has lasted halves it.  ``always`` makes the
-process take a bias wherever it may.  Where membarrier is missing nobody is biased; a revoker that may not call it waits until
-every processor has certainly passed a fence, and forbids the bias of this lock for good.
+process take a bias wherever it may.  Where the C library has no such semaphores, or membarrier is needed and missing, nobody is
+biased; a revoker that needs it and may not call it waits until every processor has certainly passed a fence, and forbids the
+bias of this lock for good.
 """
 
 from __future__ import annotations
@@ -63,21 +75,19 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+from _thread import get_ident
+from operator import truth
 from typing import TYPE_CHECKING, Final
 
 from . import _layout as at
 from . import _process
-from ._atomic import IS_WEAK, Operand
+from ._atomic import HAS_DOORS, IS_WEAK, Operand, borrow_operand, give_back, make_door
 from ._sys import SYSTEM, crash_points
 
 if TYPE_CHECKING:
     from ._owned import OwnedWords
 
-__all__ = ["AWAY", "LEAVING", "NEVER", "first_credit", "forget", "grant", "is_possible", "leave", "ordinary", "revoke"]
-
-#: Of a seat, beside the number of the thread that is in, and 0: the bias is ours, and nobody is in.
-AWAY: Final = -1
-LEAVING: Final = -2
+__all__ = ["NEVER", "NEVER_OPEN", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke", "undo"]
 
 NEVER: Final = 1 << 29
 #: Releases without a waiter until a lock is biased.
@@ -86,6 +96,10 @@ LARGEST_CREDIT: Final = 1 << 20
 #: A bias that is revoked within so many ns was not worth it.
 SOON: Final = 2_000_000
 MODES: Final = ("adaptive", "always", "never")
+
+
+#: What the ``acquire`` of a door is where there is none: called with False it says False.
+NEVER_OPEN: Final = truth
 
 
 def _mode() -> str:
@@ -114,7 +128,7 @@ def ordinary(view: memoryview, start: int, w: int) -> int:
     if not at.names_slot(w):
         return w
     slot = at.slot_in(w)
-    if slot >= at.BIAS_SLOTS or not view[start + at.BLOCK_HOLDS] >> 8 * slot & 1:
+    if slot >= at.BIAS_SLOTS or view[start + at.BLOCK_HOLDS + slot] != at.INSIDE:
         return 0
     return view[start + at.BLOCK_BIASES + slot] & at.OWNER
 
@@ -129,25 +143,34 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
         w ^= at.REVOKED
         if crash_points:
             crash_points[0]("C72 REVOKING")
-    is_fast = SYSTEM.membarrier()  # V1
-    if not is_fast:
+    if IS_WEAK and not SYSTEM.membarrier():  # V1
         kind = view[start + at.BLOCK_KIND]
         swap(start + at.BLOCK_KIND, kind, kind | at.UNBIASED)
+    slot, owner = at.slot_in(w), 0
+    if slot < at.BIAS_SLOTS and _shut(words, slot) == at.INSIDE:
+        owner = view[start + at.BLOCK_BIASES + slot] & at.OWNER
     if crash_points:
-        crash_points[0]("C72 fence passed")
-    owner = ordinary(view, start, w)
+        crash_points[0]("C72 shut, or found INSIDE")
     if owner:
         swap(place, w, owner | at.REVOKED)  # V2
+    elif take is not None:
+        taken: bool = take.compare_exchange(pointer, w, _process.current.word | parked)
+        return taken
     else:
-        if IS_WEAK:
-            SYSTEM.membarrier()
-        if take is not None:
-            taken: bool = take.compare_exchange(pointer, w, _process.current.word | parked)
-            return taken
         swap(place, w, 0)
     if crash_points:
         crash_points[0]("C73 an ordinary word")
     return False
+
+
+def _shut(words: OwnedWords, slot: int) -> int:
+    """CAS(H: OUTSIDE -> SHUT): what H is then, INSIDE or SHUT."""
+    pointer, operand = words.block.arena.words.pointer(words.block.start + at.BLOCK_HOLDS + slot), borrow_operand()
+    h = at.OUTSIDE
+    while h not in (at.INSIDE, at.SHUT) and not operand.compare_exchange(pointer, h, at.SHUT):
+        h = operand.seen()
+    give_back(operand)
+    return at.INSIDE if h == at.INSIDE else at.SHUT
 
 
 def grant(words: OwnedWords) -> bool:
@@ -158,11 +181,14 @@ def grant(words: OwnedWords) -> bool:
     operand = words.granting
     if operand is None:
         operand = words.granting = Operand()
+    elif words.leaver:
+        return False  # another thread needs it
     operand.tried = None
     me, (place, pointer), start, view = _process.current.word, words.places[0], words.block.start, words.view
-    if words.limit == NEVER or view[place] != me or words.seat.cell_contents != AWAY:
+    if words.limit == NEVER or view[place] != me or words.door is not None:
         return False
-    if view[start + at.BLOCK_KIND] & (at.LEASED | at.RANKED | at.UNBIASED) or not is_possible():
+    kind = view[start + at.BLOCK_KIND]
+    if kind & (at.LEASED | at.RANKED | at.UNBIASED) or not is_possible():
         words.limit = words.credit.cell_contents = NEVER
         return False
     slot = _claim(words, operand.process)
@@ -174,10 +200,11 @@ def grant(words: OwnedWords) -> bool:
     view[start + at.BLOCK_SINCE] = 0
     generation = view[start + at.BLOCK_GENERATION] + 1 & at.GENERATION
     view[start + at.BLOCK_GENERATION] = generation
-    biased = at.biased(slot, generation)
-    memory = words.block.arena.segment.memory
-    h, w = (start + at.BLOCK_HOLDS) * at.WORD + at.byte_of(slot), place * at.WORD + at.byte_of(0)
-    held, lowest = memory[h : h + 1], memory[w : w + 1]
+    biased, h = at.biased(slot, generation), start + at.BLOCK_HOLDS + slot
+    door = make_door(words.block.arena.words.address + h * at.WORD, recursive=kind & at.KIND == at.RLOCK)
+    go_in, go_out = door.acquire, door.release
+    w = place * at.WORD + at.byte_of(0)
+    lowest = words.block.arena.segment.memory[w : w + 1]
     if crash_points:
         crash_points[0]("C74 slot claimed")
     now = SYSTEM.monotonic_ns()
@@ -187,50 +214,94 @@ def grant(words: OwnedWords) -> bool:
         return False
     if operand.process is _process.current:  # no call from here on
         words.slot, words.biased, words.granted = slot, biased, now
-        words.held.cell_contents, words.lowest.cell_contents, words.mark.cell_contents = held, lowest, biased & 0xFF
-        words.seat.cell_contents = 0
+        words.lowest.cell_contents, words.mark.cell_contents = lowest, biased & 0xFF
+        words.inside.cell_contents, words.go_out.cell_contents = 0, go_out
+        words.door, words.go_in.cell_contents, words.has_door.cell_contents = door, go_in, True
     operand.tried = None
+    _tell_users(words)
     return True
 
 
-def leave(words: OwnedWords) -> None:
-    """B6, H being 0 and the seat LEAVING.  May be interrupted, and is called again then."""
-    if words.seat.cell_contents != LEAVING:
-        return
-    me, (place, pointer), view, mine = _process.current.word, words.places[0], words.view, words.biased
-    back = words.granting
+def finish(words: OwnedWords) -> None:
+    """B5 and B6, as far as they are due.
+
+    What is raised meanwhile comes out at the end; but what is raised before anything has been done, comes out at once.
+    """
+    _process.to_the_end(lambda: _finish(words))
+
+
+def _finish(words: OwnedWords) -> None:
+    door, back, slot, me = words.door, words.granting, words.slot, get_ident()
+    if words.leaver != me:
+        if door is None or back is None:
+            return  # there is nothing to do, or we are a forked child
+        h = words.block.start + at.BLOCK_HOLDS + slot
+        if words.view[h] != at.SHUT and (
+            words.view[words.places[0][0]] == words.biased or _shut(words, slot) == at.INSIDE
+        ):  # B5
+            return
+        if words.door is not door or words.leaver:  # no call from here on
+            return
+        back.tried = None
+        words.leaver = me
+        words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
     if back is None:
-        return  # we are a forked child
+        return
+    if crash_points:
+        crash_points[0]("C75 SHUT, no door any more")
+    mine, view, (place, pointer), this = words.biased, words.view, words.places[0], _process.current.word
     while not back.succeeded():
         w = view[place]
         if w in (mine, mine ^ at.REVOKED):
             revoke(words, w)
-        elif w & at.OWNER != me or w & at.REVOKED != at.REVOKED:
+        elif w & at.OWNER != this or w & at.REVOKED != at.REVOKED:
             break
         elif (step := words.next_word(w, 0)) is not None:
             back.compare_exchange(pointer, *step)  # R2
     if back.succeeded():
         words.wake_next()  # R3
     now = SYSTEM.monotonic_ns()
-    _give_back(words, words.slot)
-    if words.seat.cell_contents == LEAVING:  # else we are a forked child
-        back.tried = None
+    _give_back(words, slot)
+    if words.leaver == me:  # else we are a forked child
         if _chosen == "adaptive":
             soon = now - words.granted < SOON
             words.limit = min(2 * words.limit, LARGEST_CREDIT) if soon else max(words.limit // 2, FIRST_CREDIT)
         words.credit.cell_contents = words.limit
-        words.seat.cell_contents = AWAY
+        words.leaver = 0
+        _tell_users(words)
+
+
+def undo(words: OwnedWords) -> None:
+    """Get out again by the door if this thread got in and a signal handler has raised since.
+
+    May be interrupted, and called again.
+    """
+    door = words.door
+    if door is not None and door._is_mine() and door._count() > words.inside.cell_contents:
+        door.release()
+    finish(words)
 
 
 def forget(words: OwnedWords) -> None:
     """In a forked child: the parent's bias is not ours."""
-    words.seat.cell_contents, words.credit.cell_contents, words.biased = AWAY, words.limit, 0
-    words.granting = None
+    words.door = words.go_out.cell_contents = words.granting = None
+    words.go_in.cell_contents, words.has_door.cell_contents = NEVER_OPEN, False
+    words.inside.cell_contents = words.leaver = words.biased = 0
+    words.credit.cell_contents = words.limit
+    _tell_users(words)
+
+
+def _tell_users(words: OwnedWords) -> None:
+    """Give the objects of this lock the functions that are quickest now: a matter of speed alone."""
+    for user in _process.copy_of(words.users):
+        user._choose_path()
 
 
 def is_possible() -> bool:
-    """Whether this process can have a biased path: whether the kernel lets others order its memory accesses."""
-    if _process.current not in _registered:
+    """Whether this process can have a door: whether the C library has them, and the kernel orders releases where it must."""
+    if not HAS_DOORS:
+        return False
+    if IS_WEAK and _process.current not in _registered:
         if not SYSTEM.register_membarrier():
             return False
         _registered[:] = [_process.current]
@@ -238,16 +309,15 @@ def is_possible() -> bool:
 
 
 def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
-    """A slot that is this process's now, with its H 0; None if living processes have all of them.
+    """A slot that is this process's now, with its H OUTSIDE; None if living processes have all of them.
 
     Forked: this is a child of ``process``.  It must not write a thing in its parent's name, least of all H: its parent is in.
     """
     arena, start, operand = words.block.arena, words.block.start, Operand()
-    memory = arena.segment.memory
     if operand.process is not process:
         raise _process.Forked
     for slot in range(at.BIAS_SLOTS):
-        place, h = start + at.BLOCK_BIASES + slot, (start + at.BLOCK_HOLDS) * at.WORD + at.byte_of(slot)
+        place, h = start + at.BLOCK_BIASES + slot, start + at.BLOCK_HOLDS + slot
         owner, key = words.view[place], (arena.identity, words.block.index, slot)
         if owner == process.word:
             is_free = key not in _claims  # ours, of an object that is gone
@@ -256,7 +326,7 @@ def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
         if is_free and operand.compare_exchange(arena.words.pointer(place), owner, process.word):
             if process is not _process.current:  # no call from here to the store
                 raise _process.Forked
-            memory[h] = 0
+            words.view[h] = at.OUTSIDE
             _claims[key] = words
             return slot
     return None

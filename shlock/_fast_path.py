@@ -1,7 +1,7 @@
 """acquire() and release() as they are all but always: nobody is in the way, and one attempt is enough.
 
 ``_owned`` has the protocol, ``_bias`` that of a lock which is reserved for this process.  Here are their first steps (A1, R1,
-B0 to B5), without a call that need not be made; what is left to do then, ``OwnedWords`` does.
+R1'), without a call that need not be made; what is left to do then, ``OwnedWords`` does.
 
 A compare-exchange that fails writes what it saw into its *expected* operand, so nobody else may use that one meanwhile.  Each
 process has one for A1 and one for R1 of each lock, and for each a flag whether it is free: testing and clearing the flag are
@@ -22,67 +22,44 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import Callable
-from types import CellType, FunctionType
-from typing import Any, Final
+from typing import Final
 
 from . import _process
 from ._atomic import ZERO, Operand, borrow_operand, give_back, raw_compare_exchange
-from ._bias import LEAVING, NEVER, grant, leave
+from ._bias import NEVER, grant
+from ._biased_path import NOT_OWNED, NUMBERS, Path, make_biased_path, over
 from ._owned import OwnedWords
 from ._process import Forked, identity_pointer
 
-__all__ = ["make_fast_path", "over"]
+__all__ = ["Path", "make_fast_path", "over"]
 
-NUMBERS: Final = (float, int)  # what a timeout is; anything else is looked at more closely
 #: Of OwnedWords: what all its functions share, as cells.
-_SHARED: Final = ("seat", "holder", "credit", "held", "lowest", "mark", "may_take", "may_release")
+_SHARED: Final = ("inside", "has_door", "holder", "credit", "may_take", "may_release")
 
 
-def make_fast_path(
-    words: OwnedWords, *, recursive: bool, raises: bool = False
-) -> tuple[Callable[..., bool], Callable[[], None], Callable[..., None]]:
-    """acquire, release and ``__exit__`` for a single word.
+def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) -> tuple[Path, Callable[[], Path]]:
+    """The functions of one object of a lock of a single word; and what gives those that go by the door (``_biased_path``).
 
-    Uncontended they are a few plain loads and stores where the lock is biased to this process, and else one compare-exchange
-    each.
+    Uncontended acquire and release are one compare-exchange each.
     """
     word = words.places[0][1]
     (zero, zero_cell), (mine, mine_cell) = words.zero, words.mine
     # These become the cells of the words, see below.  Closure variables are what a function reads fastest; but each of them
     # costs something at every call, so what is the same for all locks is global.
-    seat = holder = credit = mark = 0
-    held: Any = None
-    lowest: Any = None
+    inside = holder = credit = 0
+    has_door = False
     may_take = may_release = True
     is_counted = words.limit != NEVER  # or a subtraction at each release would be for nothing
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
-        nonlocal seat, holder, may_take
+        nonlocal holder, may_take
+        if has_door:  # whoever has kept this function since before the bias
+            return by_door().acquire(block, timeout)
         thread = get_ident()
-        is_plain = timeout is None or (timeout.__class__ in NUMBERS and timeout == timeout)
-        if not seat and is_plain:
-            seat = thread  # B0
-            held[0] = 1  # B1
-            if lowest[0] == mark:  # B2
-                return True
-            held[0] = 0  # B3
-            seat = LEAVING
-            stopped: BaseException | None = None
-            tries = 0
-            while seat == LEAVING and tries < _process.MOST_INTERRUPTIONS:
-                try:
-                    leave(words)  # B6
-                except Forked:
-                    pass  # it starts as itself
-                except BaseException as error:  # finish first: a word that is REVOKED and ours would never be released
-                    stopped = error
-                    tries += 1
-            if stopped is not None:
-                raise stopped
-        if recursive and thread in (holder, seat):
+        if recursive and thread == holder:
             words.depth += 1
             return True
-        if is_plain and may_take:
+        if may_take and (timeout is None or (timeout.__class__ in NUMBERS and timeout == timeout)):
             process = _process.current
             may_take = False
             try:
@@ -106,10 +83,22 @@ def make_fast_path(
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:
             """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done."""
-            nonlocal seat, holder, credit, may_release
+            nonlocal holder, credit, may_release
             if kind is not None and not leaving:
                 raise TypeError("release() takes no arguments")
             interruption: BaseException | None = None
+            tries = 0
+            if inside:
+                while True:
+                    try:
+                        leave_by_door = by_door().leave
+                        break
+                    except BaseException as raised:
+                        interruption = raised
+                leave_by_door()
+                if interruption is not None:
+                    raise interruption
+                return
             if recursive:
                 while True:
                     try:
@@ -117,33 +106,15 @@ def make_fast_path(
                         break
                     except BaseException as raised:
                         interruption = raised
-                if thread not in (holder, seat):
+                if thread != holder:
                     if leaving and (words.is_inherited or words.is_of_ancestor()):
                         return
-                    raise AssertionError("attempt to release recursive lock not owned by thread")
+                    raise AssertionError(NOT_OWNED)
                 if words.depth > 1:
                     words.depth -= 1
                     if interruption is not None:
                         raise interruption
                     return
-            if seat > 0:
-                held[0] = 0  # B4
-                if lowest[0] == mark:  # B5
-                    seat = 0
-                else:
-                    seat = LEAVING
-                    tries = 0
-                    while seat == LEAVING and tries < _process.MOST_INTERRUPTIONS:
-                        try:
-                            leave(words)  # B6
-                        except Forked:
-                            pass
-                        except BaseException as raised:
-                            interruption = raised
-                            tries += 1
-                if interruption is not None:
-                    raise interruption
-                return
             process = _process.current
             is_first = may_release and credit
             if is_first:
@@ -169,7 +140,6 @@ def make_fast_path(
                     return
             error: Exception | None = None
             back: Operand | None = None
-            tries = 0
             while True:
                 try:
                     if not is_first:
@@ -204,13 +174,15 @@ def make_fast_path(
 
         return release
 
+    door_path: Path | None = None
+
+    def by_door() -> Path:
+        """Made when it is first needed: most locks never are biased."""
+        nonlocal door_path
+        if door_path is None:
+            door_path = make_biased_path(words, ordinary, recursive=recursive, raises=raises)
+        return door_path
+
     shared = {name: getattr(words, name) for name in _SHARED}
-    return over(acquire, shared), over(make_release(False), shared), over(make_release(True), shared)
-
-
-def over(function: Callable[..., Any], cells: dict[str, CellType]) -> Callable[..., Any]:
-    """The same function with these cells in the place of its closure variables of those names."""
-    assert isinstance(function, FunctionType) and function.__closure__ is not None
-    names = function.__code__.co_freevars
-    closure = tuple(cells.get(name, cell) for name, cell in zip(names, function.__closure__, strict=True))
-    return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
+    ordinary = Path(over(acquire, shared), over(make_release(False), shared), over(make_release(True), shared))
+    return ordinary, by_door

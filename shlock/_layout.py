@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
-VERSION: Final = 3
+VERSION: Final = 4
 
 WORD: Final = 8  # bytes
 WORD_MASK: Final = (1 << 64) - 1
@@ -152,11 +152,14 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
-# Nor have others, which may be biased.
-BLOCK_GENERATION: Final = 8  # how often it was
-BLOCK_BIASES: Final = 9  # BIAS_SLOTS words: identity of who claimed the slot
-BLOCK_HOLDS: Final = 13  # H of each slot, a byte
-BIAS_SLOTS: Final = 4
+# Nor have others, which may be biased; nor a parameter.
+BLOCK_GENERATION: Final = 2  # how often it was
+BLOCK_BIASES: Final = 8  # BIAS_SLOTS words: identity of who claimed the slot
+BLOCK_HOLDS: Final = 11  # BIAS_SLOTS words: H of each slot
+BIAS_SLOTS: Final = 3
+INSIDE: Final = 0  # of H: its process is in
+OUTSIDE: Final = 1  # it is not, and may go in
+SHUT: Final = 1 << 32  # it is not, and cannot go in: to the C library a semaphore without a permit
 BLOCK_GATE: Final = 11  # of an RWLock, whose cells, the records of its readers, are all in extensions
 USUAL_READERS: Final = 64  # where the parameter is 0
 # Of a Lock, RLock or guarded buffer, for those who look for deadlocks (``_deadlock``).

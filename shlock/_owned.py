@@ -66,11 +66,11 @@ from typing import Any, Final
 from . import _bias, _process
 from . import _layout as at
 from ._arena import Block
-from ._atomic import Operand, Pointer, borrow_operand, give_back, new_cell, pointer
-from ._deadlock import Wait, copy_of
+from ._atomic import Door, Operand, Pointer, borrow_operand, give_back, new_cell, pointer
+from ._deadlock import Wait
 from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
-from ._process import Forked
+from ._process import Forked, copy_of
 from ._sys import SYSTEM, crash_points
 from .errors import Abandoned, AbandonedError, AbandonedWarning, DeadlockError
 
@@ -97,10 +97,10 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "biased", "block", "credit", "depth", "grant", "granted", "granting", "has_permits", "held", "holder",
-        "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "limit", "looks", "lowest",
-        "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "seat",
-        "skips", "slot", "turn", "view", "zero",
+        "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "granting",
+        "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt",
+        "lease_odd", "lease_seat", "leaver", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me", "mine", "name",
+        "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -134,10 +134,14 @@ class OwnedWords:
         self.is_lock = not block.owned  # one word, that of the block itself
         self.kept = (0, 0.0)  # the reservation that a poll saw first, and when that was
         self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
-        # Of the biased path (``_bias``).  The first five are cells, which the functions of the fast path share.
-        self.seat, self.credit = CellType(_bias.AWAY), CellType(0)
-        self.held, self.lowest, self.mark = CellType(None), CellType(None), CellType(0)  # H, lowest byte of W, what it is
+        # Of the biased path (``_bias``).  The first seven are cells, which the functions of the quick paths share.
+        self.go_in, self.go_out = CellType(_bias.NEVER_OPEN), CellType(None)
+        self.inside, self.has_door = CellType(0), CellType(False)
+        self.lowest, self.mark, self.credit = CellType(None), CellType(0), CellType(0)  # the lowest byte of W, and what it is
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
+        self.door: Door | None = None
+        self.leaver = 0  # which of our threads is giving the bias back
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects whose functions depend on whether there is a door
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
         self.granting: Operand | None = None
         # Of ``_fast_path``: this process, what A1 and R1 expect, and whether each operand is free.
@@ -156,9 +160,17 @@ class OwnedWords:
 
     def is_mine(self) -> bool:
         """Whether the calling thread holds it (a single word only)."""
-        if self.seat.cell_contents > 0:
-            return bool(self.seat.cell_contents == get_ident())
+        door = self.door
+        if door is not None and self.inside.cell_contents:
+            return bool(door._is_mine())
         return self.holder.cell_contents == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
+
+    def count(self) -> int:
+        """How often the calling thread holds it (a single word only)."""
+        door = self.door
+        if door is not None and self.inside.cell_contents:
+            return int(door._count()) if door._is_mine() else 0
+        return self.depth if self.is_mine() else 0
 
     def word_at(self, place: int) -> int:
         """The ordinary word that says the same as the one there."""
@@ -647,7 +659,7 @@ def _take_waiter(words: OwnedWords, repair: bool) -> OwnerWaiter:
 
 def _in_child() -> None:
     for words in list(_all_words):
-        words.is_inherited = words.is_inherited or words.holder.cell_contents != 0 or words.seat.cell_contents > 0
+        words.is_inherited = words.is_inherited or words.holder.cell_contents != 0 or words.inside.cell_contents > 0
         _bias.forget(words)
         words.holder.cell_contents, words.depth = 0, 1  # what the parent's threads hold is not ours
         words.renew_operands()

@@ -404,16 +404,23 @@ class Lock(_Owned):
                 self.__enter__, self.__exit__ = path.enter, path.exit
                 return
         # As in multiprocessing: the object's own functions, without the detour over the class; "with" finds them in slots.
-        plain = make_fast_path(words, recursive=self._kind == at.RLOCK, raises=self._on_deadlock == "raise")
+        self._paths = make_fast_path(words, recursive=self._kind == at.RLOCK, raises=self._on_deadlock == "raise")
         if not block.leased:
-            self.__dict__["acquire"], self.__dict__["release"], self.__exit__ = plain
-            self.__enter__ = plain[0]
+            self._choose_path()
+            words.users.add(self)
             return
         from ._client import renew
 
-        path = self._leased = make_leased_path(words, plain, renew, recursive=self._kind == at.RLOCK)
+        path = self._leased = make_leased_path(words, self._paths[0], renew, recursive=self._kind == at.RLOCK)
         self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
         self.__enter__, self.__exit__ = path.enter, path.exit
+
+    def _choose_path(self) -> None:
+        """Have the functions that suit the lock as it is now: biased to this process, or not."""
+        ordinary, by_door = self._paths
+        path = by_door() if self._words.door is not None else ordinary
+        self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
+        self.__enter__, self.__exit__ = path.acquire, path.leave
 
     def _obtain_contract(self) -> None:
         """The contract of this process for this lock, on our terms or on those that the lock was created with."""
@@ -492,18 +499,24 @@ class Lock(_Owned):
     @property
     def _semlock(self) -> SemLockView:
         words = self._words
-        return SemLockView(
-            self, value=words.free, is_mine=words.is_mine, count=lambda: words.depth if words.is_mine() else 0, maxvalue=1
-        )
+        return SemLockView(self, value=words.free, is_mine=words.is_mine, count=words.count, maxvalue=1)
 
     def _release_save(self) -> int:
         """Release completely, for a Condition; what ``_acquire_restore`` needs."""
         words = self._words
-        depth, words.depth = words.depth, 1
-        if self._leased is None:
-            self.release()
-        else:
+        depth = words.count()
+        if self._leased is not None:
+            words.depth = 1
             self._leased.leave(words.release)
+            return depth
+
+        def release_all() -> None:
+            while words.count() > 1:
+                self.release()
+            if words.count():
+                self.release()
+
+        _process.to_the_end(release_all)
         return depth
 
     def _acquire_restore(self, depth: int) -> None:
@@ -533,7 +546,7 @@ class RLock(Lock):
     def __repr__(self) -> str:
         try:
             words = self._words
-            count = words.depth if words.is_mine() else "nonzero" if words.owners() else 0
+            count = words.count() or ("nonzero" if words.owners() else 0)
             return f"<{type(self).__name__}({self._owner_name(words)}, {count}{self._suffix()})>"
         except Exception:
             return f"<{type(self).__name__}(unknown, unknown)>"
