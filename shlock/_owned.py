@@ -99,8 +99,8 @@ class OwnedWords:
     __slots__ = (
         "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "granting",
         "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt",
-        "lease_odd", "lease_seat", "leaver", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me", "mine", "name",
-        "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view", "zero",
+        "lease_odd", "lease_seat", "leaver", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me", "mine",
+        "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
