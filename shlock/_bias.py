@@ -87,7 +87,18 @@ from ._sys import SYSTEM, crash_points
 if TYPE_CHECKING:
     from ._owned import OwnedWords
 
-__all__ = ["NEVER", "NEVER_OPEN", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke", "undo"]
+__all__ = [
+    "NEVER",
+    "NEVER_OPEN",
+    "finish",
+    "first_credit",
+    "forget",
+    "grant",
+    "is_possible",
+    "ordinary",
+    "revoke",
+    "undo",
+]
 
 NEVER: Final = 1 << 29
 #: Releases without a waiter until a lock is biased.
@@ -217,8 +228,8 @@ def grant(words: OwnedWords) -> bool:
         words.lowest.cell_contents, words.mark.cell_contents = lowest, biased & 0xFF
         words.inside.cell_contents, words.go_out.cell_contents = 0, go_out
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = door, go_in, True
-    operand.tried = None
     _tell_users(words)
+    operand.tried = None
     return True
 
 
@@ -263,6 +274,7 @@ def _finish(words: OwnedWords) -> None:
     now = SYSTEM.monotonic_ns()
     _give_back(words, slot)
     if words.leaver == me:  # else we are a forked child
+        back.tried = None
         if _chosen == "adaptive":
             soon = now - words.granted < SOON
             words.limit = min(2 * words.limit, LARGEST_CREDIT) if soon else max(words.limit // 2, FIRST_CREDIT)

@@ -45,7 +45,6 @@ class _Rest(NamedTuple):
     words: OwnedWords
     ordinary: Path
     raises: bool
-    is_recursive: bool
     release: Callable[[], None]  # if no thread of ours is in by the door
 
     def acquire(self, block: bool, timeout: float | None) -> bool:
@@ -59,7 +58,7 @@ class _Rest(NamedTuple):
         return self.ordinary.acquire(block, timeout)
 
 
-def make_biased_path(words: OwnedWords, ordinary: Path, *, recursive: bool, raises: bool) -> Path:
+def make_biased_path(words: OwnedWords, ordinary: Path, *, raises: bool) -> Path:
     """The functions of one object of a lock.  ``ordinary``: those of its ordinary path."""
     # These become the cells of the words.  Each costs something at every call, so what is seldom needed is in one object.
     go_in: Any = NEVER_OPEN
@@ -67,7 +66,7 @@ def make_biased_path(words: OwnedWords, ordinary: Path, *, recursive: bool, rais
     lowest: Any = None
     inside = mark = 0
     has_door = False
-    rest = _Rest(words, ordinary, raises, recursive, ordinary.leave)
+    rest = _Rest(words, ordinary, raises, ordinary.leave)
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         nonlocal inside
@@ -100,8 +99,9 @@ def make_biased_path(words: OwnedWords, ordinary: Path, *, recursive: bool, rais
                 interruption = None
             except BaseException as raised:
                 trace = raised.__traceback__
-                if rest.is_recursive and raised.__class__ is AssertionError and trace is not None and trace.tb_next is None:
-                    inside += 1  # the door itself says so, and no signal handler: another thread is in
+                if raised.__class__ is AssertionError and trace is not None and trace.tb_next is None:
+                    # The door of an RLock says so itself, and no signal handler: another thread is in.
+                    inside += 1
                     raise AssertionError(NOT_OWNED) from None
                 interruption = raised
             for _ in ATTEMPTS:

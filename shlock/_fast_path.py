@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from . import _process
 from ._atomic import ZERO, Operand, borrow_operand, give_back, raw_compare_exchange
-from ._bias import NEVER, grant
+from ._bias import NEVER, finish, grant
 from ._biased_path import NOT_OWNED, NUMBERS, Path, make_biased_path, over
 from ._owned import OwnedWords
 from ._process import Forked, identity_pointer
@@ -34,7 +34,7 @@ from ._process import Forked, identity_pointer
 __all__ = ["Path", "make_fast_path", "over"]
 
 #: Of OwnedWords: what all its functions share, as cells.
-_SHARED: Final = ("inside", "has_door", "holder", "credit", "may_take", "may_release")
+_SHARED: Final = ("go_out", "inside", "has_door", "holder", "credit", "may_take", "may_release")
 
 
 def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) -> tuple[Path, Callable[[], Path]]:
@@ -48,6 +48,7 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
     # costs something at every call, so what is the same for all locks is global.
     inside = holder = credit = 0
     has_door = False
+    go_out: Any = None
     may_take = may_release = True
     is_counted = words.limit != NEVER  # or a subtraction at each release would be for nothing
 
@@ -83,19 +84,31 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
     def make_release(leaving: bool) -> Callable[..., None]:
         def release(kind: object = None, value: object = None, traceback: object = None) -> None:
             """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done."""
-            nonlocal holder, credit, may_release
+            nonlocal inside, holder, credit, may_release
             if kind is not None and not leaving:
                 raise TypeError("release() takes no arguments")
             interruption: BaseException | None = None
             tries = 0
-            if inside:
-                while True:
+            if inside:  # likewise; no call may come before B2, or a handler that raises in it would undo the release
+                inside -= 1  # B2
+                try:
+                    go_out()  # B3
+                except BaseException as raised:
+                    trace = raised.__traceback__
+                    if raised.__class__ is AssertionError and trace is not None and trace.tb_next is None:
+                        # The door of an RLock says so itself, and no signal handler: another thread is in.
+                        inside += 1
+                        raise AssertionError(NOT_OWNED) from None
+                    interruption = raised
+                while tries < _process.MOST_INTERRUPTIONS:
                     try:
-                        leave_by_door = by_door().leave
+                        finish(words)  # B4 to B6
+                        break
+                    except Forked:
                         break
                     except BaseException as raised:
                         interruption = raised
-                leave_by_door()
+                        tries += 1
                 if interruption is not None:
                     raise interruption
                 return
@@ -180,7 +193,7 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
         """Made when it is first needed: most locks never are biased."""
         nonlocal door_path
         if door_path is None:
-            door_path = make_biased_path(words, ordinary, recursive=recursive, raises=raises)
+            door_path = make_biased_path(words, ordinary, raises=raises)
         return door_path
 
     shared = {name: getattr(words, name) for name in _SHARED}

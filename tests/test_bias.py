@@ -1,4 +1,4 @@
-"""The biased path: the states of `shlock/_bias.py`, who dies or is interrupted in them, and a litmus test of its membarrier.
+"""The biased path: the states of `shlock/_bias.py`, and who dies or is interrupted in them.
 
 A lock is biased here by setting its credit to zero: the next release then grants it, and no other one, whatever the mode is.
 """
@@ -23,10 +23,10 @@ from test_fork import ForkEverywhere
 from test_signals import InThread, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _fast_path, _parking, _sys, cli
+from shlock import _bias, _biased_path, _parking, _sys, cli
 from shlock import _layout as at
 
-LABELS = ("C72 REVOKING", "C72 fence passed", "C73 an ordinary word", "C74 slot claimed")
+LABELS = ("C72 REVOKING", "C72 shut, or found INSIDE", "C73 an ordinary word", "C74 slot claimed")
 KINDS = {"Lock": shlock.Lock, "RLock": shlock.RLock}
 INSIDE, OVER, COUNT, BROKEN, TOLD, READY = range(6)
 
@@ -39,12 +39,12 @@ def want_it(lock: Any) -> None:
 
 def bias(lock: Any) -> Any:
     """Have it biased to this process; the lock."""
-    for _ in range(3):  # the seat may still have a bias that was revoked
+    for _ in range(3):  # it may still have the door of a bias that was revoked
         want_it(lock)
         with lock:
             pass
     assert is_biased(lock), hex(word_of(lock))
-    assert lock._words.seat.cell_contents == 0
+    assert lock._words.door is not None
     return lock
 
 
@@ -166,7 +166,7 @@ def test_all_objects_for_a_lock_share_its_bias(domain: str) -> None:
     first, second = shlock.Lock("a", domain=domain), shlock.Lock("a", domain=domain)
     bias(first)
     with second:
-        assert first._words.seat.cell_contents == threading.get_ident()
+        assert first._words.door._is_mine()
         assert first.acquire(False) is False
     assert not first.locked()
 
@@ -196,7 +196,7 @@ lock = shlock.Lock()
 for n in range(1, 100_000):
     lock.acquire()
     lock.release()
-    if lock._words.seat.cell_contents == 0:
+    if lock._words.door is not None:
         break
 print(n)
 """
@@ -237,6 +237,7 @@ def test_a_bias_that_is_revoked_soon_is_granted_later_the_next_time(monkeypatch:
 
 
 def test_without_membarrier_nobody_is_biased(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_bias, "IS_WEAK", True)
     monkeypatch.setattr(_bias, "_registered", [])
     monkeypatch.setattr(_sys.System, "register_membarrier", lambda system: False)
     lock = shlock.Lock()
@@ -254,6 +255,7 @@ def test_who_may_not_call_membarrier_revokes_the_slow_way_and_forbids_the_bias()
     lock = bias(shlock.Lock())
 
     def revoke() -> tuple[bool, int | None]:
+        _bias.IS_WEAK = True  # type: ignore[misc]
         _sys._membarrier = lambda command: -1  # type: ignore[assignment]
         return take_and_give_back(lock)
 
@@ -274,7 +276,7 @@ def test_so_many_processes_as_there_are_slots_have_had_it(domain: str) -> None:
         for _ in range(2):
             with lock:
                 pass
-        done = lock._words.seat.cell_contents == 0
+        done = lock._words.door is not None
         page[READY] = number + 1
         eventually(lambda: page[OVER])
         return done
@@ -330,16 +332,16 @@ def test_who_sleeps_in_the_middle_of_a_revocation_does_no_harm_to_a_later_bias(l
     bias(lock)
 
     def sleep_in_the_middle() -> bool:
-        look = _bias.ordinary
+        shut = _bias._shut
 
-        def look_and_sleep(view: memoryview, start: int, w: int) -> int:
-            seen = look(view, start, w)
+        def shut_and_sleep(words: Any, slot: int) -> int:
+            seen = shut(words, slot)
             if not page[READY]:
                 page[READY] = 1
                 eventually(lambda: page[OVER])
             return seen
 
-        _bias.ordinary = look_and_sleep
+        _bias._shut = shut_and_sleep
         got: bool = lock.acquire(False)
         return got
 
@@ -379,7 +381,7 @@ def die_at(place: int, operation: Callable[[], Any]) -> bool:
 
     def trace(frame: types.FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith("_fast_path.py"):
+        if not frame.f_code.co_filename.endswith("_biased_path.py"):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
@@ -513,7 +515,7 @@ def test_what_can_never_be_finished_is_given_up(lock: Any, monkeypatch: pytest.M
     bias(lock)
     lock.acquire()
     _bias.revoke(lock._words, word_of(lock))
-    monkeypatch.setattr(_fast_path, "leave", fail)
+    monkeypatch.setattr(_biased_path, "finish", fail)
     with pytest.raises(MemoryError):
         lock.release()
     other = type(lock)()
@@ -580,12 +582,12 @@ def test_a_fork_anywhere_in_a_release_that_grants_the_bias_leaves_it_to_the_pare
 
     def in_child() -> None:
         lock = locks[0]
-        assert lock._words.seat.cell_contents == _bias.AWAY
+        assert lock._words.door is None
         assert take_and_give_back(lock) == (True, None)
         bias(lock)
 
     def in_parent() -> None:  # the child may have come before R1', as a waiter: then there is no bias
-        assert locks[0]._words.seat.cell_contents in (0, _bias.AWAY)
+        assert not locks[0]._words.inside.cell_contents
         assert take_and_give_back(locks[0]) == (True, None)
 
     ForkEverywhere().run(prepare, operate, in_child, in_parent, 5)
@@ -660,7 +662,7 @@ def test_a_child_that_is_forked_inside_is_not_the_owner(lock: Any) -> None:
         pid = os.fork()
         if not pid:
             try:
-                assert lock._words.seat.cell_contents == _bias.AWAY
+                assert lock._words.door is None
                 assert not lock._semlock._is_mine()
                 assert lock.owner.pid == os.getppid()
                 assert lock.acquire(False) is False
