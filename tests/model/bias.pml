@@ -148,14 +148,14 @@ inline enter() {
     told = false
 }
 
-inline exit() {
+inline write() {
     atomic {
         count = (count + 1) % 4;
-        buffer[me] ! 16 + count;
-        within--;
-        in[me] = false
+        buffer[me] ! 16 + count
     }
 }
+
+inline exit() { within--; in[me] = false }
 
 #define SAME (kind == k && who == w && (number == n || IS(NO_GENERATION)))
 
@@ -278,11 +278,16 @@ again:      if
                 revoke(true)
             :: atomic { !got && GONE -> drain(me); set_word(HELD, p, 0); got = true; told = true; enter() }   /* poll */
             od;
-            exit();
+            write();
             if
             :: atomic {
                 inside[p] != 0 ->
-                    looked = IS(LOOK_FIRST) && kind == BIASED && who == slot[p];
+#if IS(LOOK_FIRST)
+                    looked = kind == BIASED && who == slot[p]
+                }
+                atomic {
+#endif
+                    exit();
                     inside[p]--;                                                                              /* B2 */
                     assert(H[slot[p]] == INSIDE);
                     if
@@ -292,9 +297,9 @@ again:      if
                     fi;
                     got = false
                 }
-                atomic {
-                    looked = (IS(LOOK_FIRST) -> looked : kind == BIASED && who == slot[p] || IS(B4_SKIPPED))  /* B4 */
-                }
+#if !IS(LOOK_FIRST)
+                looked = kind == BIASED && who == slot[p] || IS(B4_SKIPPED)                                   /* B4 */
+#endif
                 if
                 :: atomic { looked -> looked = false }
                 :: !looked -> finish()
@@ -316,15 +321,23 @@ again:      if
                         drain(me);
                         generation++;
                         d = generation;
-                        assert(generation < 16 && (kind == HELD && who == p));
+                        exit();
+                        assert(kind == HELD && who == p);                                                     /* X1 */
                         set_word(BIASED, s, d);
                         SWITCH
                         slot[p] = s; door[p] = d; inside[p] = 0; granter[p] = false;
                         s = 0; d = 0
                     }
-                :: else -> atomic { granter[p] = false; s = 0; drain(me); set_word(FREE, 0, 0) }
+                :: else -> atomic { granter[p] = false; s = 0; drain(me); exit(); set_word(FREE, 0, 0) }
                 fi
-            :: atomic { inside[p] == 0 -> assert(kind == HELD && who == p); drain(me); set_word(FREE, 0, 0); got = false }   /* R1 */
+            :: atomic {
+                inside[p] == 0 ->
+                    drain(me);
+                    exit();
+                    assert(kind == HELD && who == p);                                                         /* X1 */
+                    set_word(FREE, 0, 0);                                                                     /* R1 */
+                    got = false
+                }
             fi
         :: rounds == ROUNDS -> break
         od
