@@ -4,7 +4,8 @@
  * W                   FREE | HELD owner | BIASED slot, generation | REVOKING slot, generation | REVOKED owner
  * claim, H            of each slot: who has claimed it; OUTSIDE, INSIDE, SHUT
  * door, slot          of each process: the generation of the bias whose door it has (0: none), and the slot of that
- * inside, leaver      of each process: how many got in by the door, and whether one of its threads is giving the bias back
+ * inside              of each process: how many got in by the door
+ * leaver, granter     of each process: whether one of its threads gives the bias back, or is between R1' and the door
  * buffer              of each thread: what it has stored and nobody else sees yet, in order
  *
  * Plain stores go through the buffer: the data that the lock guards, and H := OUTSIDE of R1'.  A compare-exchange drains the
@@ -26,13 +27,15 @@
  * X2  Whoever is inside sees what the last one inside has stored.
  * X3  A death inside is told to the next one.
  * X4  Nobody waits for ever (an end state in which somebody waits is SPIN's to find).
+ * V1, V3 where a thread leaves by the door: it still is this process's own, and says INSIDE.  Mutations have to do without
+ *     this, so that X1 to X4 are what refutes them.
  */
 
 #ifndef THREADS
 #define THREADS 2
 #endif
 #ifndef SIBLINGS
-#define SIBLINGS 0          /* 1: threads 0 and 1 belong to one process; 2: thread 2 does, too */
+#define SIBLINGS 0          /* 1: threads 0 and 1 belong to one process. 2: thread 2 does, too */
 #endif
 #ifndef SLOTS
 #define SLOTS 1
@@ -114,6 +117,7 @@ bool untold;
 
 #define NAMES_SLOT (kind == BIASED || kind == REVOKING)
 #define GONE       ((kind == HELD || kind == REVOKED) && dead[who])
+#define IS_OURS    ((kind == HELD || kind == REVOKED) && who == p)      /* else somebody has released what we hold */
 
 inline apply(x) {
     if
@@ -244,7 +248,8 @@ inline finish() {
     }
 }
 
-#define MAY_GRANT ((!door[p] || IS(GRANT_WITH_DOOR)) && (!leaver[p] || IS(GRANT_WITH_LEAVER)) && (!granter[p] || IS(GRANTS_AT_ONCE)))
+#define NO_DOOR   (door[p] == 0 || IS(GRANT_WITH_DOOR))
+#define NO_OTHER  ((!leaver[p] || IS(GRANT_WITH_LEAVER)) && (!granter[p] || IS(GRANTS_AT_ONCE)))
 #define MAY_CLAIM (claim[s] == NOBODY || claim[s] != p && dead[claim[s]] || IS(SLOT_SHARED) || IS(KEEPS_CLAIM) && claim[s] == p)
 
 proctype Thread(byte me) {
@@ -283,13 +288,15 @@ again:      if
             :: atomic {
                 inside[p] != 0 ->
 #if IS(LOOK_FIRST)
-                    looked = kind == BIASED && who == slot[p]
+                    looked = kind == BIASED && who == slot[p]                                                 /* B4 */
                 }
                 atomic {
 #endif
                     exit();
                     inside[p]--;                                                                              /* B2 */
-                    assert(H[slot[p]] == INSIDE);
+#if IS(NONE)
+                    assert(H[slot[p]] == INSIDE && claim[slot[p]] == p);                                      /* V1, V3 */
+#endif
                     if
                     :: WEAK && IS(B3_RELAXED) -> buffer[me] !! slot[p]
                     :: WEAK && !IS(B3_RELAXED) -> buffer[me] ! slot[p]
@@ -305,7 +312,7 @@ again:      if
                 :: !looked -> finish()
                 fi
             :: atomic {
-                inside[p] == 0 && MAY_GRANT ->                                                                /* R1' */
+                inside[p] == 0 && kind == HELD && NO_DOOR && NO_OTHER ->                                      /* R1' */
                     granter[p] = true; got = false;
                     s = 0;
                     do
@@ -322,7 +329,7 @@ again:      if
                         generation++;
                         d = generation;
                         exit();
-                        assert(kind == HELD && who == p);                                                     /* X1 */
+                        assert(IS_OURS);
                         set_word(BIASED, s, d);
                         SWITCH
                         slot[p] = s; door[p] = d; inside[p] = 0; granter[p] = false;
@@ -330,19 +337,20 @@ again:      if
                     }
                 :: else -> atomic { granter[p] = false; s = 0; drain(me); exit(); set_word(FREE, 0, 0) }
                 fi
-            :: atomic {
-                inside[p] == 0 ->
-                    drain(me);
-                    exit();
-                    assert(kind == HELD && who == p);                                                         /* X1 */
-                    set_word(FREE, 0, 0);                                                                     /* R1 */
-                    got = false
-                }
+            :: inside[p] == 0 ->                                                                              /* R1, R2 */
+                do
+                :: atomic { NAMES_SLOT -> k = kind; w = who; n = number } revoke(false)
+                :: atomic { !NAMES_SLOT -> assert(IS_OURS); drain(me); exit(); set_word(FREE, 0, 0); got = false; break }
+                od
             fi
         :: rounds == ROUNDS -> break
         od
     } unless {
-        atomic { dead[p] -> k = 0; w = 0; n = 0; o = 0; h = 0; s = 0; d = 0; got = false; told = false; looked = false; rounds = 0 }
+        atomic {
+            dead[p] ->
+                rounds = 0; k = 0; w = 0; n = 0; o = 0; h = 0; s = 0; d = 0;
+                got = false; told = false; looked = false
+        }
     }
 }
 
