@@ -88,17 +88,8 @@ if TYPE_CHECKING:
     from ._owned import OwnedWords
 
 __all__ = [
-    "NEVER",
-    "NEVER_OPEN",
-    "finish",
-    "first_credit",
-    "forget",
-    "grant",
-    "is_possible",
-    "ordinary",
-    "revoke",
-    "undo",
-]
+    "NEVER", "NEVER_OPEN", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke", "undo",
+]  # fmt: skip
 
 NEVER: Final = 1 << 29
 #: Releases without a waiter until a lock is biased.
@@ -184,19 +175,23 @@ def _shut(words: OwnedWords, slot: int) -> int:
     return at.INSIDE if h == at.INSIDE else at.SHUT
 
 
-def grant(words: OwnedWords) -> bool:
+def grant(words: OwnedWords, operand: Operand) -> bool:
     """R1': release a lock that this thread holds, by keeping it for this process.  False: it is still held.
 
-    May be interrupted; ``words.granting`` knows then whether it was released.  Forked: this is a child, and holds nothing.
+    May be interrupted; the operand knows then whether it was released.  Forked: this is a child, and holds nothing.
     """
-    operand = words.granting
-    if operand is None:
-        operand = words.granting = Operand()
-    elif words.leaver:
-        return False  # another thread needs it
-    operand.tried = None
+    if words.door is not None or words.leaver or words.granter:
+        return False
+    words.granter = True  # no call since the test: one thread at a time gets a door, or gives one back
+    try:
+        return _grant(words, operand)
+    finally:
+        words.granter = False
+
+
+def _grant(words: OwnedWords, operand: Operand) -> bool:
     me, (place, pointer), start, view = _process.current.word, words.places[0], words.block.start, words.view
-    if words.limit == NEVER or view[place] != me or words.door is not None:
+    if words.limit == NEVER or view[place] != me:
         return False
     kind = view[start + at.BLOCK_KIND]
     if kind & (at.LEASED | at.RANKED | at.UNBIASED) or not is_possible():
@@ -206,6 +201,8 @@ def grant(words: OwnedWords) -> bool:
     if slot is None:
         words.credit.cell_contents = LARGEST_CREDIT
         return False
+    if words.leaving is None:
+        words.leaving = Operand()
     if operand.process is not _process.current:  # no call from here to the store of the generation
         raise _process.Forked
     view[start + at.BLOCK_SINCE] = 0
@@ -220,17 +217,20 @@ def grant(words: OwnedWords) -> bool:
         crash_points[0]("C74 slot claimed")
     now = SYSTEM.monotonic_ns()
     words.holder.cell_contents = 0
-    if not operand.compare_exchange(pointer, me, biased):
+    try:
+        operand.compare_exchange(pointer, me, biased)
+    finally:
+        is_made = operand.succeeded()
+        if is_made and operand.process is _process.current:  # no call from here on
+            words.slot, words.biased, words.granted = slot, biased, now
+            words.lowest.cell_contents, words.mark.cell_contents = lowest, biased & 0xFF
+            words.inside.cell_contents, words.go_out.cell_contents = 0, go_out
+            words.door, words.go_in.cell_contents, words.has_door.cell_contents = door, go_in, True
+    if is_made:
+        _tell_users(words)
+    else:
         _give_back(words, slot)
-        return False
-    if operand.process is _process.current:  # no call from here on
-        words.slot, words.biased, words.granted = slot, biased, now
-        words.lowest.cell_contents, words.mark.cell_contents = lowest, biased & 0xFF
-        words.inside.cell_contents, words.go_out.cell_contents = 0, go_out
-        words.door, words.go_in.cell_contents, words.has_door.cell_contents = door, go_in, True
-    _tell_users(words)
-    operand.tried = None
-    return True
+    return is_made
 
 
 def finish(words: OwnedWords) -> None:
@@ -242,7 +242,7 @@ def finish(words: OwnedWords) -> None:
 
 
 def _finish(words: OwnedWords) -> None:
-    door, back, slot, me = words.door, words.granting, words.slot, get_ident()
+    door, back, slot, me = words.door, words.leaving, words.slot, get_ident()
     if words.leaver != me:
         if door is None or back is None:
             return  # there is nothing to do, or we are a forked child
@@ -283,6 +283,26 @@ def _finish(words: OwnedWords) -> None:
         _tell_users(words)
 
 
+def drop(words: OwnedWords) -> None:
+    """Give the door back although a thread is in by it: another process released that hold, and we have an ordinary one now."""
+    _process.to_the_end(lambda: _drop(words))
+
+
+def _drop(words: OwnedWords) -> None:
+    me = get_ident()
+    if words.leaver != me:
+        if words.door is None or words.leaver or not words.inside.cell_contents:
+            return
+        words.leaver = me  # no call since the test
+        words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
+        words.inside.cell_contents = 0
+    words.view[words.block.start + at.BLOCK_HOLDS + words.slot] = at.SHUT
+    _give_back(words, words.slot)
+    if words.leaver == me:
+        words.credit.cell_contents, words.leaver = words.limit, 0
+        _tell_users(words)
+
+
 def undo(words: OwnedWords) -> None:
     """Get out again by the door if this thread got in and a signal handler has raised since.
 
@@ -296,9 +316,10 @@ def undo(words: OwnedWords) -> None:
 
 def forget(words: OwnedWords) -> None:
     """In a forked child: the parent's bias is not ours."""
-    words.door = words.go_out.cell_contents = words.granting = None
+    words.door = words.go_out.cell_contents = words.leaving = None
     words.go_in.cell_contents, words.has_door.cell_contents = NEVER_OPEN, False
     words.inside.cell_contents = words.leaver = words.biased = 0
+    words.granter = False
     words.credit.cell_contents = words.limit
     _tell_users(words)
 

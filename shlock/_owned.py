@@ -97,10 +97,11 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "granting",
+        "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "granter",
         "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt",
-        "lease_odd", "lease_seat", "leaver", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me", "mine",
-        "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view", "zero",
+        "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me",
+        "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view",
+        "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -143,7 +144,8 @@ class OwnedWords:
         self.leaver = 0  # which of our threads is giving the bias back
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects whose functions depend on whether there is a door
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
-        self.granting: Operand | None = None
+        self.granter = False  # whether one of them is being granted a bias
+        self.leaving: Operand | None = None
         # Of ``_fast_path``: this process, what A1 and R1 expect, and whether each operand is free.
         self.me = CellType(_process.current.word)
         self.zero, self.mine = new_cell(0), new_cell(_process.current.word)
@@ -162,15 +164,15 @@ class OwnedWords:
         """Whether the calling thread holds it (a single word only)."""
         door = self.door
         if door is not None and self.inside.cell_contents:
-            return bool(door._is_mine())
+            return bool(door._is_mine() and self.word_at(self.places[0][0]) & at.OWNER == _process.current.word)
         return self.holder.cell_contents == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
 
     def count(self) -> int:
         """How often the calling thread holds it (a single word only)."""
         door = self.door
-        if door is not None and self.inside.cell_contents:
-            return int(door._count()) if door._is_mine() else 0
-        return self.depth if self.is_mine() else 0
+        if not self.is_mine():
+            return 0
+        return int(door._count()) if door is not None and self.inside.cell_contents else self.depth
 
     def word_at(self, place: int) -> int:
         """The ordinary word that says the same as the one there."""
@@ -237,6 +239,8 @@ class OwnedWords:
                 _waiters.append(waiter)
                 return False
             self.holder.cell_contents = get_ident()
+            if self.door is not None and self.inside.cell_contents:
+                _bias.drop(self)
             start = self.block.start
             if crash_points:
                 crash_points[0]("C6 taken")
@@ -452,8 +456,12 @@ class OwnerWaiter:
         self.back.tried = None
         self.place = words.places[0]
 
-    def look(self, looks: int, parked: int = 0) -> bool:
-        """A2: go in if a word gets free within so many looks.  ``parked``: the mark that a thread with a spot sets."""
+    def look(self, looks: int, parked: int = 0, *, patient: bool = False) -> bool:
+        """A2: go in if a word gets free within so many looks.
+
+        parked   the mark that a thread with a spot sets
+        patient  a bias is revoked only if its process does not go in meanwhile: who does, has its turn
+        """
         words = self.words
         view, me = words.view, _process.current.word
         spinning = looks > 1 and not parked
@@ -469,6 +477,10 @@ class OwnerWaiter:
                             words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
                 elif words.names_slot(w):
+                    if patient and words.word_at(place[0]):
+                        return False
+                    if patient and looks > 1:
+                        continue
                     self.place, self.died = place, False
                     if _bias.revoke(words, w, self.take, parked):
                         return True
@@ -487,7 +499,7 @@ class OwnerWaiter:
             return True
         if len(words.places) == 1 and spot.may_nap() and not words.is_ranked():  # as for relying on another
             spot.naps += 1
-            if self.look(words.worthwhile_looks(), at.PARKED):
+            if self.look(words.worthwhile_looks(), at.PARKED, patient=True):
                 return True
             if spot.may_nap():
                 return False

@@ -25,6 +25,7 @@ from test_signals import InThread, Trial, interrupt_everywhere
 import shlock
 from shlock import _bias, _biased_path, _parking, _sys, cli
 from shlock import _layout as at
+from shlock._atomic import Operand
 
 LABELS = ("C72 REVOKING", "C72 shut, or found INSIDE", "C73 an ordinary word", "C74 slot claimed")
 KINDS = {"Lock": shlock.Lock, "RLock": shlock.RLock}
@@ -139,6 +140,49 @@ def test_another_thread_or_process_may_release_a_lock_that_is_held_by_the_biased
     assert not lock.locked()
     with pytest.raises(ValueError, match="too many times"):
         bias(shlock.Lock()).release()
+
+
+def test_a_hold_by_the_door_that_another_process_releases_is_no_hold_any_more() -> None:
+    """Whoever takes it next in the process that has the door has it by its word: the release must be that of the word, too."""
+    lock = bias(shlock.Lock())
+    lock.acquire()
+    Child(lock.release).result()
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock._words.door is None
+    lock.release()
+    assert Child(take_and_give_back, lock).result() == (True, None)
+    bias(lock)
+
+
+def test_a_bias_is_granted_to_one_thread_at_a_time(lock: Any) -> None:
+    """Else the one that comes late with its door takes away the other's, with a thread in by it."""
+    words = lock._words
+    made, over = threading.Event(), threading.Event()
+
+    class Slow(Operand):
+        """Switches threads when the exchange has been made."""
+
+        __slots__ = ()
+
+        def compare_exchange(self, word: Any, expected: int, desired: int) -> bool:
+            done = super().compare_exchange(word, expected, desired)
+            made.set()
+            assert over.wait(PATIENCE)
+            return done
+
+    lock.acquire()
+    want_it(lock)
+    first = InThread(lambda: _bias.grant(words, Slow()))
+    assert made.wait(PATIENCE)
+    for _ in range(3):
+        want_it(lock)
+        assert take_and_give_back(lock) == (True, None)
+        assert words.door is None
+    over.set()
+    assert first.result()
+    assert take_and_give_back(lock) == (True, None)
+    assert Child(take_and_give_back, lock).result() == (True, None)
+    bias(lock)
 
 
 def test_a_condition_waits_with_a_lock_that_is_biased(lock: Any) -> None:
@@ -447,6 +491,71 @@ def test_who_dies_inside_by_the_biased_path_is_told(lock: Any) -> None:
 # -- interruptions and forks ----------------------------------------------------------------------------------------------
 
 
+class AcquireByTheDoor(Trial):
+    """B1."""
+
+    def __init__(self, kind: str) -> None:
+        lock = KINDS[kind]()
+        kept = lock.acquire
+        self.lock = bias(lock)
+        self.acquire = self.which(kept)
+        self.got = False
+
+    def which(self, kept: Any) -> Any:
+        return self.lock.acquire
+
+    def operate(self) -> None:
+        self.got = self.acquire()
+
+    def finish(self, outcome: Interruption) -> None:
+        assert self.got or outcome.raised
+        assert self.lock._words.inside.cell_contents == self.got
+        if self.got:
+            assert is_biased(self.lock)
+            self.lock.release()
+        assert not self.lock.locked()
+        assert InThread(lambda: take_and_give_back(self.lock)).result() == (True, None)
+
+
+class AcquireAsKeptSinceBefore(AcquireByTheDoor):
+    """By the function that the lock had before it was biased."""
+
+    def which(self, kept: Any) -> Any:
+        return kept
+
+
+class ReleaseByTheDoor(Trial):
+    """B2 to B4."""
+
+    def __init__(self, kind: str) -> None:
+        lock = KINDS[kind]()
+        kept = lock.release
+        self.lock = bias(lock)
+        self.release = self.which(kept)
+        self.lock.acquire()
+
+    def which(self, kept: Any) -> Any:
+        return self.lock.release
+
+    def operate(self) -> None:
+        self.release()
+
+    def finish(self, outcome: Interruption) -> None:
+        if outcome.at_entry and self.lock.locked():
+            self.lock.release()
+        assert not self.lock.locked()
+        assert is_biased(self.lock)
+        assert not self.lock._words.inside.cell_contents
+        assert InThread(lambda: take_and_give_back(self.lock)).result() == (True, None)
+
+
+class ReleaseAsKeptSinceBefore(ReleaseByTheDoor):
+    """By the function that the lock had before it was biased."""
+
+    def which(self, kept: Any) -> Any:
+        return kept
+
+
 class AcquireWhatWasRevoked(Trial):
     """B3 and B6, and then the ordinary way."""
 
@@ -537,6 +646,17 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("trial", [AcquireWhatWasRevoked, ReleaseWhatWasRevoked, Grant])
 def test_an_interruption_anywhere_leaves_it_consistent(trial: Callable[[str], Trial], kind: str, no_polling: None) -> None:
     interrupt_everywhere(lambda: trial(kind), 5)
+
+
+BY_THE_DOOR = [AcquireByTheDoor, AcquireAsKeptSinceBefore, ReleaseByTheDoor, ReleaseAsKeptSinceBefore]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trial", BY_THE_DOOR)
+def test_an_interruption_anywhere_on_the_way_by_the_door_leaves_it_consistent(
+    trial: Callable[[str], Trial], kind: str, no_polling: None
+) -> None:
+    interrupt_everywhere(lambda: trial(kind), 1)
 
 
 def test_a_fork_anywhere_in_what_follows_a_revocation_leaves_both_sides_right(lock: Any) -> None:
