@@ -173,17 +173,13 @@ def _shut(words: OwnedWords, slot: int) -> int:
     return at.INSIDE if h == at.INSIDE else at.SHUT
 
 
-def grant(words: OwnedWords) -> bool:
+def grant(words: OwnedWords, operand: Operand) -> bool:
     """R1': release a lock that this thread holds, by keeping it for this process.  False: it is still held.
 
-    May be interrupted; ``words.granting`` knows then whether it was released.  Forked: this is a child, and holds nothing.
+    May be interrupted; the operand, a new one, knows then whether it was released.  Forked: this is a child, and holds nothing.
     """
-    operand = words.granting
-    if operand is None:
-        operand = words.granting = Operand()
-    elif words.leaver:
-        return False  # another thread needs it
-    operand.tried = None
+    if words.leaver:
+        return False  # another thread gives back what stands in the words
     me, (place, pointer), start, view = _process.current.word, words.places[0], words.block.start, words.view
     if words.limit == NEVER or view[place] != me or words.door is not None:
         return False
@@ -201,6 +197,7 @@ def grant(words: OwnedWords) -> bool:
     generation = view[start + at.BLOCK_GENERATION] + 1 & at.GENERATION
     view[start + at.BLOCK_GENERATION] = generation
     biased, h = at.biased(slot, generation), start + at.BLOCK_HOLDS + slot
+    leaving = Operand()  # B6 must not begin by making one
     door = make_door(words.block.arena.words.address + h * at.WORD, recursive=kind & at.KIND == at.RLOCK)
     go_in, go_out = door.acquire, door.release
     w = place * at.WORD + at.byte_of(0)
@@ -212,13 +209,16 @@ def grant(words: OwnedWords) -> bool:
     if not operand.compare_exchange(pointer, me, biased):
         _give_back(words, slot)
         return False
-    if operand.process is _process.current:  # no call from here on
-        words.slot, words.biased, words.granted = slot, biased, now
+    if operand.process is not _process.current:
+        return True
+    if view[place] != biased:  # revoked already: another thread of ours may have got in since, and have made a door of its own
+        _give_back(words, slot)
+    else:  # no call since that look
+        words.slot, words.biased, words.granted, words.leaving = slot, biased, now, leaving
         words.lowest.cell_contents, words.mark.cell_contents = lowest, biased & 0xFF
         words.inside.cell_contents, words.go_out.cell_contents = 0, go_out
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = door, go_in, True
-    operand.tried = None
-    _tell_users(words)
+        _tell_users(words)
     return True
 
 
@@ -231,7 +231,7 @@ def finish(words: OwnedWords) -> None:
 
 
 def _finish(words: OwnedWords) -> None:
-    door, back, slot, me = words.door, words.granting, words.slot, get_ident()
+    door, back, slot, me = words.door, words.leaving, words.slot, get_ident()
     if words.leaver != me:
         if door is None or back is None:
             return  # there is nothing to do, or we are a forked child
@@ -284,7 +284,7 @@ def undo(words: OwnedWords) -> None:
 
 def forget(words: OwnedWords) -> None:
     """In a forked child: the parent's bias is not ours."""
-    words.door = words.go_out.cell_contents = words.granting = None
+    words.door = words.go_out.cell_contents = words.leaving = None
     words.go_in.cell_contents, words.has_door.cell_contents = NEVER_OPEN, False
     words.inside.cell_contents = words.leaver = words.biased = 0
     words.credit.cell_contents = words.limit

@@ -140,13 +140,15 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
                     return
             error: Exception | None = None
             back: Operand | None = None
+            granting: Operand | None = None
             while True:
                 try:
                     if not is_first:
                         is_first = True
                         if not credit:
                             credit = words.limit
-                            if grant(words) or process is not _process.current:  # R1'
+                            granting = borrow_operand()
+                            if grant(words, granting) or process is not _process.current:  # R1'
                                 break
                     if back is None:
                         back = borrow_operand()
@@ -161,9 +163,7 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
                     if process is not _process.current or tries > _process.MOST_INTERRUPTIONS:
                         raise
                     interruption = raised
-                    granting = words.granting
                     if granting is not None and granting.succeeded():
-                        granting.tried = None
                         break  # R1' was made
             if interruption is not None:
                 raise interruption
@@ -171,6 +171,8 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
                 raise error
             if back is not None:
                 give_back(back)
+            if granting is not None:
+                give_back(granting)
 
         return release
 

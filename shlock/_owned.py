@@ -97,10 +97,10 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "granting",
-        "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt",
-        "lease_odd", "lease_seat", "leaver", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me", "mine",
-        "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view", "zero",
+        "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "has_door",
+        "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd",
+        "lease_seat", "leaver", "leaving", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me", "mine", "name",
+        "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -143,7 +143,7 @@ class OwnedWords:
         self.leaver = 0  # which of our threads is giving the bias back
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects whose functions depend on whether there is a door
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
-        self.granting: Operand | None = None
+        self.leaving: Operand | None = None  # of who is giving it back
         # Of ``_fast_path``: this process, what A1 and R1 expect, and whether each operand is free.
         self.me = CellType(_process.current.word)
         self.zero, self.mine = new_cell(0), new_cell(_process.current.word)
