@@ -226,7 +226,9 @@ class Scheduler:
     def can_switch(self) -> None:
         """A function starts or a call has returned: others of the thread's process may come in."""
         thread = self.by_ident.get(threading.get_ident())
-        if thread is not None and not self.dooming:
+        if thread is None or self.dooming:
+            return
+        if any(other.process == thread.process and other.state is not DONE for other in self.threads if other is not thread):
             thread.is_among_its_own = True
             self.hand_over(thread)
             thread.is_among_its_own = False
@@ -325,7 +327,7 @@ class Scheduler:
         price = 1 if goes_on else 0
         busy = {thread.process: thread for thread in self.threads if thread.keeps_others_out and thread.state is READY}
         may_run = [thread for thread in self.threads if busy.get(thread.process, thread) is thread]
-        if goes_on and current.is_among_its_own:
+        if goes_on and current is not None and current.is_among_its_own:
             may_run = [thread for thread in may_run if thread.process == current.process]
         asleep = [thread for thread in may_run if thread.state is ASLEEP]
         if self.preemptions + price <= bound.preemptions:
@@ -643,6 +645,7 @@ class World:
             if code in (at.LOCK, at.RLOCK):
                 for slot in range(at.BIAS_SLOTS):
                     self.names[self.layout.block(index) + at.BLOCK_HOLDS + slot] = f"H {slot} of {name}"
+                    self.names[self.layout.block(index) + at.BLOCK_BIASES + slot] = f"slot {slot} of {name}"
             for cell in range(cells):
                 self.names[self.layout.block(index) + at.BLOCK_CELLS + cell] = f"party {cell}"
             for process in self.processes:

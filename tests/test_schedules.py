@@ -1,7 +1,7 @@
 """The real code of every primitive, stepped through all schedules of two and three threads up to a bound.
 
 What a schedule is, and how the code is made to follow one, stands in `schedules`.  A step is an operation on W, on a
-party word, on an S or an H, a post, or going to sleep.  Each test says its bound, runs *every* schedule within it, and
+party word, on an S, an H or a slot, a post, or going to sleep.  Each test says its bound, runs *every* schedule within it, and
 prints how many those were: up to four preemptions for two threads, two for three; for locks also a kill at every step.
 
 Without polling (all tests but those with a death) a thread that sleeps wakes up by a token or at its own deadline only:
