@@ -9,12 +9,18 @@ A schedule is a list of decisions.  Where the running thread could go on, switch
 their number is bounded; where it cannot (asleep, finished, killed), all others are tried.  Further decisions: the running
 process is killed here, the sleep of a thread is over (its poll interval or its deadline), a signal handler raises in it.
 
-*Biased locks.*  The bytes of the biased path are steps, too: H, and the lowest one of W.  A store of H stays in a store buffer,
-where only its process sees it, for as long as it may: until that process makes a locked operation, sleeps or ends, or anybody
-calls membarrier.  (Or it is out at once, in a world without buffers.)  Between B0 and B2, and from B4 to B5, the interpreter
-doesn't switch threads, so other threads of that process must wait.
+*Threads of one process.*  The interpreter switches threads when a function starts and when a call has returned: after an
+operation, before what has come of it is noted.  There only other threads of that process are asked, since nobody else sees a
+difference.
 
-What is not modelled: other stores that pass loads (every other operation takes effect at once), and times between steps.
+*Biased locks.*  A `_Door` is in the place of the C library's: its compare-exchanges of H are steps, and so is the look at the
+lowest byte of W.  The interpreter doesn't switch threads between the look for the door and B1, nor from B2 to B3, so other
+threads of that process must wait.  In a world with buffers the processor is a weak one.  What B3 writes stays in a store
+buffer, where only its process sees it, for as long as it may: until that process makes a locked operation, sleeps or ends, or
+anybody calls membarrier.  In a world without buffers it is out at once, and nobody calls membarrier.
+
+What is not modelled: other stores that pass loads (every other operation takes effect at once), times between steps, and the
+traceback of what a door raises.
 
 *Interrupts.*  `Interrupt` makes a signal pending just before any chosen bytecode, by a trace function that is no Python
 code.  CPython then delivers it where it would deliver it: it looks at signals only when a function starts, a call of
@@ -91,6 +97,7 @@ class _Thread:
         self.clock = 0.0
         self.raising: BaseException | None = None
         self.keeps_others_out = False  # it is about to do what no other thread of its process can come before
+        self.is_among_its_own = False  # only another thread of its process can come before what it does next
 
     def _run(self) -> None:
         self.baton.acquire()
@@ -216,6 +223,16 @@ class Scheduler:
         thread.keeps_others_out = False
         self.steps.append((thread.number, what, where))
 
+    def can_switch(self) -> None:
+        """A function starts or a call has returned: others of the thread's process may come in."""
+        thread = self.by_ident.get(threading.get_ident())
+        if thread is None or self.dooming:
+            return
+        if any(other.process == thread.process and other.state is not DONE for other in self.threads if other is not thread):
+            thread.is_among_its_own = True
+            self.hand_over(thread)
+            thread.is_among_its_own = False
+
     def quiet(self) -> None:
         """A thread is about to do something that nobody's decision depends on."""
         if self.dooming and threading.get_ident() in self.by_ident:
@@ -310,6 +327,8 @@ class Scheduler:
         price = 1 if goes_on else 0
         busy = {thread.process: thread for thread in self.threads if thread.keeps_others_out and thread.state is READY}
         may_run = [thread for thread in self.threads if busy.get(thread.process, thread) is thread]
+        if goes_on and current is not None and current.is_among_its_own:
+            may_run = [thread for thread in may_run if thread.process == current.process]
         asleep = [thread for thread in may_run if thread.state is ASLEEP]
         if self.preemptions + price <= bound.preemptions:
             for thread in may_run:
@@ -331,7 +350,8 @@ class Scheduler:
                 return []
             if bound.polls:
                 del options[1:]  # nobody else can do anything: who looks first makes no difference but for the order
-        if self.kills < bound.kills and current is not None and current.state in (READY, ASLEEP):
+        can_be_killed = current is not None and current.state in (READY, ASLEEP) and not current.is_among_its_own
+        if current is not None and can_be_killed and self.kills < bound.kills:
             options.append(("kill", current, 0))
         if self.interruptions < bound.interruptions:
             options += [("interrupt", thread, price) for thread in asleep if self.preemptions + price <= bound.preemptions]
@@ -352,7 +372,7 @@ class _View:
 
     def __init__(self, words: memoryview, scheduler: Scheduler, names: dict[int, str], buffer: dict[int, int]) -> None:
         self.words = words
-        self.buffer = buffer  # bytes that only this process sees
+        self.buffer = buffer  # words as only this process sees them
         self.scheduler = scheduler
         self.names = names
 
@@ -366,10 +386,7 @@ class _View:
             self.scheduler.step("loads", self.names[index])
         else:
             self.scheduler.quiet()
-        word = self.words[index]
-        for place, value in self.buffer.items():
-            if place // 8 == index:
-                word = word & ~(0xFF << place % 8 * 8) | value << place % 8 * 8
+        word: int = self.buffer[index] if index in self.buffer else self.words[index]
         return word
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -381,7 +398,7 @@ class _View:
 
 
 class _Bytes:
-    """The bytes of one process's mapping; those that stand alone in a slice are the ones of the biased path."""
+    """The bytes of one process's mapping; one that stands alone in a slice is the lowest one of a W."""
 
     def __init__(self, memory: memoryview, process: Process) -> None:
         self.memory = memory
@@ -391,15 +408,12 @@ class _Bytes:
         view = self.memory[where]
         return _Byte(where.start, self.process) if len(view) == 1 else view
 
-    def __setitem__(self, where: Any, value: Any) -> None:
-        if isinstance(where, slice):
-            self.memory[where] = value
-        else:
-            _Byte(where, self.process)[0] = value
+    def __setitem__(self, where: slice, value: Any) -> None:
+        self.memory[where] = value
 
 
 class _Byte:
-    """H, or the lowest byte of W, of one process."""
+    """The lowest byte of W, of one process."""
 
     def __init__(self, place: int, process: Process) -> None:
         self.place = place
@@ -407,14 +421,56 @@ class _Byte:
         self.name = process.world.names.get(place // 8, f"byte {place}")
 
     def __getitem__(self, index: int) -> int:
-        self.process.world.scheduler.step("loads a byte of", self.name, alone=True)
+        self.process.world.scheduler.step("loads the lowest byte of", self.name)
         return self.process.memory[self.place]
 
-    def __setitem__(self, index: int, value: int) -> None:
-        self.process.world.scheduler.step(f"stores {value} in", self.name, alone=True)
-        self.process.buffer[self.place] = value
-        if not self.process.world.has_buffers:
+
+class _Door:
+    """A `SemLock` on an H of one process, as far as shlock uses it."""
+
+    def __init__(self, place: int, process: Process, recursive: bool) -> None:
+        self.place = place
+        self.process = process
+        self.recursive = recursive
+        self.thread = self.count = 0
+        self.name = process.world.names[place]
+
+    def _is_mine(self) -> bool:
+        return self.count > 0 and self.thread == threading.get_ident()
+
+    def _count(self) -> int:
+        return self.count
+
+    def acquire(self, block: bool) -> bool:
+        assert not block
+        if self.recursive and self._is_mine():
+            self.count += 1
+            return True
+        at, words, scheduler = self.process.world.at, self.process.words, self.process.world.scheduler
+        scheduler.step("tries", self.name, alone=True)
+        self.process.drain()
+        is_in: bool = words[self.place] == at.OUTSIDE
+        if is_in:
+            words[self.place] = at.INSIDE
+            self.thread = threading.get_ident()
+            self.count += 1
+        scheduler.can_switch()
+        return is_in
+
+    def release(self) -> None:
+        at, world = self.process.world.at, self.process.world
+        if self.recursive:
+            assert self._is_mine(), "attempt to release recursive lock not owned by thread"
+            if self.count > 1:
+                self.count -= 1
+                return
+        world.scheduler.step("posts", self.name, alone=True)
+        self.process.drain()
+        assert self.process.words[self.place] == at.INSIDE, f"{self.name} is not INSIDE, and is posted"
+        self.process.buffer[self.place] = at.OUTSIDE
+        if not world.has_buffers:
             self.process.drain()
+        self.count -= 1
 
 
 class _Taken(list[int]):
@@ -454,6 +510,8 @@ class Process:
         process.current = process.ProcessIdentity(100_000 + number, self.word)
         process.identity_cell.value = self.word
         process.is_alive = world.is_alive
+        process.MOST_INTERRUPTIONS = 1  # who is killed need not be as stubborn as one who is interrupted
+        modules["_biased_path"].ATTEMPTS = range(1)
         modules["_arena"].SPOTS = 6
         system = modules["_sys"].SYSTEM
         system.monotonic, system.monotonic_ns = scheduler.clock, scheduler.tick
@@ -482,9 +540,11 @@ class Process:
 
         atomic.Words.pointer = pointer
         names = world.names
-        self.buffer: dict[int, int] = {}  # what it has stored in bytes, in order, and nobody else sees
+        self.buffer: dict[int, int] = {}  # what it has posted, and nobody else sees
         system.register_membarrier = lambda: True
         system.membarrier = world.membarrier
+        bias = modules["_bias"]
+        bias.HAS_DOORS, bias.IS_WEAK, bias.make_door = True, world.has_buffers, self.make_door
 
         def stepping(real: Callable[..., Any], what: str) -> Callable[..., Any]:
             def call(word: Any, first: Any, second: Any) -> Any:
@@ -494,7 +554,10 @@ class Process:
                 else:
                     scheduler.quiet()
                 self.drain()
-                return real(word, first, second)
+                result = real(word, first, second)
+                if place in names:
+                    scheduler.can_switch()
+                return result
 
             return call
 
@@ -506,16 +569,19 @@ class Process:
         else:
             fd = os.dup(world.processes[0].arena.segment.fd)
             self.arena = modules["_arena"].Arena.over(modules["_segment"].Segment(fd))
-        self.memory = self.arena.segment.memory
+        self.memory, self.words = self.arena.segment.memory, self.arena.words.view
         bytes_of_it = _Bytes(self.memory, self)
         type(self.arena.segment).memory = property(lambda segment: bytes_of_it)
-        self.arena.words.view = _View(self.arena.words.view, scheduler, names, self.buffer)
+        self.arena.words.view = _View(self.words, scheduler, names, self.buffer)
         self.blocks: list[Any] = []
 
+    def make_door(self, address: int, *, recursive: bool) -> _Door:
+        return _Door((address - self.arena.words.address) // self.modules["_layout"].WORD, self, recursive)
+
     def drain(self) -> None:
-        """What it has stored gets visible to all."""
+        """What it has posted gets visible to all."""
         for place, value in self.buffer.items():
-            self.memory[place] = value
+            self.words[place] = value
         self.buffer.clear()
 
     def reset(self) -> None:
@@ -577,7 +643,9 @@ class World:
             name = kind if kinds.count(kind) == 1 else f"{kind} {number}"
             self.names[self.layout.block(index) + at.BLOCK_WORD] = name
             if code in (at.LOCK, at.RLOCK):
-                self.names[self.layout.block(index) + at.BLOCK_HOLDS] = f"H of {name}"
+                for slot in range(at.BIAS_SLOTS):
+                    self.names[self.layout.block(index) + at.BLOCK_HOLDS + slot] = f"H {slot} of {name}"
+                    self.names[self.layout.block(index) + at.BLOCK_BIASES + slot] = f"slot {slot} of {name}"
             for cell in range(cells):
                 self.names[self.layout.block(index) + at.BLOCK_CELLS + cell] = f"party {cell}"
             for process in self.processes:
@@ -591,6 +659,7 @@ class World:
         self.scheduler.close()
 
     def membarrier(self) -> bool:
+        assert self.has_buffers, "membarrier is called where a release is a full fence"
         self.scheduler.step("calls", "membarrier")
         for process in self.processes:
             process.drain()
@@ -625,11 +694,11 @@ class World:
         self.processes[process].drain()
         self.dead.add(process)
         self.inside.discard(process)
-        if self.is_being_revoked_from(process):  # what counts is its H when the one who revokes looks, or has looked
+        inside = self.ordinary() & self.at.OWNER == self.processes[process].word
+        if not inside and self.is_being_revoked_from(process):  # who revokes may have looked at its H while it was inside
             self.may_have_died_inside = True
             self.told_after_death = 0
             return
-        inside = self.ordinary() & self.at.OWNER == self.processes[process].word
         self.died_inside.append(inside)
         if inside:
             self.told_after_death = 0
