@@ -145,8 +145,8 @@ def bias(lock: Any) -> Any:
         lock._words.limit = lock._words.credit.cell_contents = 0
         with lock:
             pass
-    if lock._words.seat.cell_contents:
-        raise RuntimeError("this lock cannot be biased: the system call membarrier is missing")
+    if lock._words.door is None:
+        raise RuntimeError("this lock cannot be biased: the C library's semaphores, or the system call membarrier, are missing")
     return lock
 
 

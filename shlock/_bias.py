@@ -48,7 +48,7 @@ later bias at V1 does no harm: that is then SHUT with W still BIASED, which its 
     # V1  H is INSIDE exactly while a thread of P is in by the door: who finds it OUTSIDE and shuts it has kept all of them out
     # V2  W = P|REVOKED is released by a thread of P that has seen H SHUT: then none of them is in
     # V3  a slot is claimed by its process from R1' to B6; only then, or after its death, by another: no door is another's H
-    # V4  W is BIASED or REVOKING without PARKED: a waiter revokes before it sleeps, so I1 needs nothing new
+    # V4  W is BIASED or REVOKING without PARKED: a waiter revokes before it sleeps, or naps as if it had been chosen
     # V5  both flags never stand without an owner, one of them never with one
 
     # killed after                   the word says        repaired by             outcome
@@ -63,11 +63,12 @@ later bias at V1 does no harm: that is then SHUT with W still BIASED, which its 
 *Interruptions.*  A call of the door may end with what a signal handler raises.  Since ``inside`` is changed without a call,
 after B1 and before B3, the door's own count says afterwards whether the call was made.  A child that is forked there has none.
 
-*When.*  Only in a process with ``SHLOCK_BIAS=adaptive`` in its environment: after so many releases without a waiter that they
-outweigh a revocation.  A bias that is revoked soon doubles that number, one that has lasted halves it.  ``always`` makes the
-process take a bias wherever it may.  Where the C library has no such semaphores, or membarrier is needed and missing, nobody is
-biased; a revoker that needs it and may not call it waits until every processor has certainly passed a fence, and forbids the
-bias of this lock for good.
+*When.* After so many releases in a row, none of them to a waiter, that they outweigh a revocation.  A bias that is revoked
+soon doubles that number, one that has lasted halves it.  Under contention a process has the lock for a turn (``_owned``):
+then a bias makes the turn cheap, and whoever naps meanwhile leaves it alone as long as the process goes in again and again.
+``SHLOCK_BIAS`` in the environment says otherwise: ``never``, or ``always``, which is wherever it may be.  Where the C library
+has no such semaphores, or membarrier is needed and missing, nobody is biased; a revoker that needs it and may not call it
+waits until every processor has certainly passed a fence, and forbids the bias of this lock for good.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ __all__ = [
 
 NEVER: Final = 1 << 29
 #: Releases without a waiter until a lock is biased.
-FIRST_CREDIT: Final = 2_000
+FIRST_CREDIT: Final = 500
 LARGEST_CREDIT: Final = 1 << 20
 #: A bias that is revoked within so many ns was not worth it.
 SOON: Final = 2_000_000
@@ -105,7 +106,7 @@ NEVER_OPEN: Final = truth
 
 
 def _mode() -> str:
-    mode = os.environ.get("SHLOCK_BIAS", "never")
+    mode = os.environ.get("SHLOCK_BIAS", "adaptive")
     if mode not in MODES:
         raise ImportError(f"SHLOCK_BIAS={mode!r} in the environment: it must be one of {', '.join(MODES)}, or not set")
     has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()

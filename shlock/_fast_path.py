@@ -93,6 +93,8 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
                 inside -= 1  # B2
                 try:
                     go_out()  # B3
+                    if words.lowest.cell_contents[0] == words.mark.cell_contents:  # B4
+                        return
                 except BaseException as raised:
                     trace = raised.__traceback__
                     if raised.__class__ is AssertionError and trace is not None and trace.tb_next is None:
@@ -102,7 +104,7 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
                     interruption = raised
                 while tries < _process.MOST_INTERRUPTIONS:
                     try:
-                        finish(words)  # B4 to B6
+                        finish(words)  # B5, B6
                         break
                     except Forked:
                         break

@@ -225,11 +225,11 @@ class OwnedWords:
         waiter.raises = raises
         done = False
         try:
-            got = waiter.look(1)
+            got = waiter.look(1, patient=True)
             parked = False
             if not got:
                 if block:
-                    got = waiter.look(self.worthwhile_looks())  # A2
+                    got = waiter.look(self.worthwhile_looks(), patient=True)  # A2
                     if not got:
                         got = parked = self.parking.park(waiter, deadline)
                 else:
@@ -246,6 +246,8 @@ class OwnedWords:
                 crash_points[0]("C6 taken")
             if self.view[waiter.place[0]] & at.FLAGS:  # else R1 may release it, which does not clear this
                 self.view[start + at.BLOCK_SINCE] = SYSTEM.monotonic_ns()
+            if self.limit != _bias.NEVER:
+                self.credit.cell_contents = self.limit  # releases count for a bias from the beginning of a turn
             if parked:
                 self.turn = SYSTEM.monotonic_ns()
             if waiter.died:
@@ -517,9 +519,12 @@ class OwnerWaiter:
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
                         return True
                 elif words.names_slot(w):
-                    self.place, self.died = place, False
-                    if _bias.revoke(words, w, self.take, at.PARKED):
+                    if self._relies_on_another(spot):
+                        break
+                    if self.look(words.worthwhile_looks(), at.PARKED, patient=True):
                         return True
+                    if words.names_slot(view[place[0]]) and spot.doze():
+                        return False
                 elif words.is_lock and is_for(words.parking, w, spot.index):
                     if self._take_what_is_reserved(spot):
                         return True
@@ -553,8 +558,12 @@ class OwnerWaiter:
         """Look with the word marked, so that the owner's next release leaves it free for longer (see LONGEST_INSISTENCE)."""
         words = self.words
         place, word = words.places[0]
-        while (w := words.view[place]) & at.OWNER and not words.names_slot(w):
-            if self.mark.compare_exchange(word, w, w | at.PARKED):
+        while (w := words.view[place]) & at.OWNER:
+            if words.names_slot(w):
+                self.place, self.died = words.places[0], False
+                if _bias.revoke(words, w, self.take, at.PARKED):
+                    return True
+            elif self.mark.compare_exchange(word, w, w | at.PARKED):
                 break
         end = SYSTEM.monotonic_ns() + LONGEST_INSISTENCE
         while SYSTEM.monotonic_ns() < end:
@@ -570,6 +579,9 @@ class OwnerWaiter:
         view, start = words.view, words.block.start
         for place in words.places:
             w = view[place[0]]
+            if words.names_slot(w) and (owner := words.word_at(place[0]) & at.OWNER) and not _process.is_alive(owner):
+                _bias.revoke(words, w)
+                w = view[place[0]]
             owner = w & at.OWNER
             if words.is_lock and at.is_reservation(w):
                 words.poll_reservation(w, spot)

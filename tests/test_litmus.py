@@ -148,6 +148,8 @@ def compete(
             lock.release()
             got = False
         else:
+            if words.names_slot(w := words.view[words.places[0][0]]):
+                _bias.revoke(words, w)
             got = lock.acquire(False)
         page[TRIED + mine] = 2 * rounds + got
         while (tried := page[TRIED + other]) < 2 * rounds:

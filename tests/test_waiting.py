@@ -159,9 +159,9 @@ def _looks_for(lock: Any, cores: set[int] | None) -> list[int]:
     seen: list[int] = []
     real = _owned.OwnerWaiter.look
 
-    def look(self: Any, looks: int) -> bool:
+    def look(self: Any, looks: int, parked: int = 0, *, patient: bool = False) -> bool:
         seen.append(looks)
-        return real(self, looks)
+        return real(self, looks, parked, patient=patient)
 
     _owned.OwnerWaiter.look = look  # type: ignore[method-assign]
     try:
