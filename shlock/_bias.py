@@ -48,7 +48,7 @@ later bias at V1 does no harm: that is then SHUT with W still BIASED, which its 
     # V1  H is INSIDE exactly while a thread of P is in by the door: who finds it OUTSIDE and shuts it has kept all of them out
     # V2  W = P|REVOKED is released by a thread of P that has seen H SHUT: then none of them is in
     # V3  a slot is claimed by its process from R1' to B6; only then, or after its death, by another: no door is another's H
-    # V4  W is BIASED or REVOKING without PARKED: a waiter revokes before it sleeps, or naps as if it had been chosen
+    # V4  W is BIASED or REVOKING without PARKED: a waiter revokes before it sleeps, or relies on one that naps, being chosen
     # V5  both flags never stand without an owner, one of them never with one
 
     # killed after                   the word says        repaired by             outcome

@@ -229,7 +229,7 @@ class OwnedWords:
             parked = False
             if not got:
                 if block:
-                    got = waiter.look(self.worthwhile_looks(), patient=True)  # A2
+                    got = waiter.look(self.worthwhile_looks())  # A2
                     if not got:
                         got = parked = self.parking.park(waiter, deadline)
                 else:
@@ -462,7 +462,7 @@ class OwnerWaiter:
         """A2: go in if a word gets free within so many looks.
 
         parked   the mark that a thread with a spot sets
-        patient  a bias is revoked only if its process does not go in meanwhile: who does, has its turn
+        patient  leave it alone if somebody is in by the door of a biased lock
         """
         words = self.words
         view, me = words.view, _process.current.word
@@ -479,9 +479,10 @@ class OwnerWaiter:
                             words.looks = min(MOST_LOOKS, words.looks + 10)
                         return True
                 elif words.names_slot(w):
-                    if patient and words.word_at(place[0]):
+                    is_in = bool(words.word_at(place[0]))
+                    if patient and is_in:
                         return False
-                    if patient and looks > 1:
+                    if looks > 1 and (is_in or patient):
                         continue
                     self.place, self.died = place, False
                     if _bias.revoke(words, w, self.take, parked):
@@ -521,10 +522,9 @@ class OwnerWaiter:
                 elif words.names_slot(w):
                     if self._relies_on_another(spot):
                         break
-                    if self.look(words.worthwhile_looks(), at.PARKED, patient=True):
+                    self.place, self.died = place, False
+                    if _bias.revoke(words, w, self.take, at.PARKED):
                         return True
-                    if words.names_slot(view[place[0]]) and spot.doze():
-                        return False
                 elif words.is_lock and is_for(words.parking, w, spot.index):
                     if self._take_what_is_reserved(spot):
                         return True

@@ -155,16 +155,6 @@ class Spot:
         """Whether the thread, chosen, may come back a little later instead of waiting again."""
         return self.naps < MOST_NAPS and self.is_notified()
 
-    def doze(self) -> bool:
-        """Nap as if chosen: nobody else is to wake this thread.  Not if it has napped for a turn."""
-        if self.naps >= MOST_NAPS:
-            return False
-        self.naps += 1
-        state = self.words.load(self.state_word)
-        if state & at.STATE == at.WAITING:
-            self.operand.compare_exchange(self.state_pointer, state, state & ~at.STATE | at.NOTIFIED)
-        return True
-
     def renew(self) -> None:
         """A6: a chosen thread waits again, in its old place in the line."""
         self.naps = 0
