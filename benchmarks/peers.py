@@ -129,20 +129,14 @@ def _of_module(module: str, attribute: str) -> Callable[[Scratch], Shared]:
     return _inherited(lambda: getattr(importlib.import_module(module), attribute)())
 
 
-def _unbiased(attribute: str) -> Callable[[Scratch], Shared]:
-    """A lock of shlock that the process which attaches it never has biased."""
+def _biased(attribute: str) -> Callable[[Scratch], Shared]:
+    """A lock of shlock that is biased to the process that attaches it."""
 
     def open_(_: Scratch) -> Shared:
         lock = getattr(importlib.import_module("shlock"), attribute)()
-        return Shared(attach=lambda: never_bias(lock))
+        return Shared(attach=lambda: bias(lock))
 
     return open_
-
-
-def never_bias(lock: Any) -> Any:
-    """As with SHLOCK_BIAS=never, in this process; the lock."""
-    lock._words.limit = lock._words.credit.cell_contents = importlib.import_module("shlock._bias").NEVER
-    return lock
 
 
 def bias(lock: Any) -> Any:
@@ -250,9 +244,9 @@ class EmptyLock:
 
 
 FAMILY: tuple[Peer, ...] = (
-    Peer(f"{OURS}, never biased", "", _unbiased("Lock"), "shlock", "Lock"),
+    Peer(f"{OURS}, biased", "", _biased("Lock"), "shlock", "Lock"),
     _peer("shlock", "RLock", "", _of_module("shlock", "RLock")),
-    Peer("shlock.RLock, never biased", "", _unbiased("RLock"), "shlock", "RLock"),
+    Peer("shlock.RLock, biased", "", _biased("RLock"), "shlock", "RLock"),
     _peer("shlock", "Semaphore", "", _of_module("shlock", "Semaphore")),
     Peer("multiprocessing.RLock", "", _inherited(FORK.RLock)),
     Peer("multiprocessing.Semaphore", "", _inherited(FORK.Semaphore)),

@@ -1,7 +1,6 @@
 """What supervision costs and how fast it is: leased locks, overruns, deaths, and an idle supervisor.
 
-    cost      ``with`` and acquire() with release() of a leased lock, as a ratio to those of a plain one, never
-              biased, in the same process
+    cost      ``with`` and acquire() with release() of a leased lock, as a ratio to the plain one's in the same process
     overrun   from the deadline (grace 0) of a holder that sleeps to the heir inside
     death     from SIGKILL of a holder whose lease is long to the heir inside
     restart   the supervisor is killed: until the next one has started; and from there until a hold that goes on has been ended,
@@ -29,7 +28,6 @@ import shlock
 from shlock import _client, snapshot
 
 from .crew import Board, CellFailed, Crew, Host
-from .peers import never_bias
 from .recovery import FLOOR, Outcome, _floor
 from .report import NO_FIGURE, Findings, Table, number, quartiles
 from .rounds import Series, percentile, turns
@@ -52,8 +50,7 @@ _READY, _STAMP_NS, _TOLD = range(3)  # words of a worker's row; the owner is wor
 
 
 def _cost_setup(domain: str, batches: int) -> Callable[[tuple[str, str]], float]:
-    plain = never_bias(shlock.Lock("plain", domain=domain))
-    locks = {"plain": plain, "leased": shlock.Lock("leased", domain=domain, lease=3600)}
+    locks = {"plain": shlock.Lock("plain", domain=domain), "leased": shlock.Lock("leased", domain=domain, lease=3600)}
     counts: dict[str, int] = {}
 
     def answer(question: tuple[str, str]) -> float:

@@ -12,7 +12,7 @@ lock revokes the bias; then it is an ordinary lock, until somebody deserves it a
 
     # H         of a slot that P has claimed          entered by        leaves to
     # OUTSIDE   none of P's threads is in             R1', B3           INSIDE (B1), SHUT (V1, B5)
-    # INSIDE    one of them is                        B1                OUTSIDE (B3)
+    # INSIDE    one of them is                        B1                OUTSIDE (B3), SHUT (``drop``)
     # SHUT      none is, nor gets in by it any more   V1, B5            OUTSIDE (R1', of a later bias)
 
     A control block has a few slots: in each the identity of the process that claimed it, and H.  A generation is used once.
@@ -22,7 +22,7 @@ lock revokes the bias; then it is an ordinary lock, until somebody deserves it a
     B1  CAS(H: OUTSIDE -> INSIDE), by the door; inside + 1: in.  No look at W.
         failed: H is SHUT: -> B6, then A1.  It is INSIDE: another thread of ours is in: A1, which revokes our own bias
     release, where a thread of ours went in by the door
-    B2  inside - 1
+    B2  W is BIASED or REVOKING, and ours, or P|REVOKED: inside - 1.  Else another process has released this hold: ``drop``
     B3  CAS(H: INSIDE -> OUTSIDE), by the door
     B4  W still BIASED to our slot: out                         plain load
     B5  else CAS(H: OUTSIDE -> SHUT).  It is INSIDE: the thread that went in since B3 comes to B4, too, and this one is out
@@ -63,12 +63,13 @@ later bias at V1 does no harm: that is then SHUT with W still BIASED, which its 
 *Interruptions.*  A call of the door may end with what a signal handler raises.  Since ``inside`` is changed without a call,
 after B1 and before B3, the door's own count says afterwards whether the call was made.  A child that is forked there has none.
 
-*When.* After so many releases in a row, none of them to a waiter, that they outweigh a revocation.  A bias that is revoked
-soon doubles that number, one that has lasted halves it.  Under contention a process has the lock for a turn (``_owned``):
-then a bias makes the turn cheap, and whoever naps meanwhile leaves it alone as long as the process goes in again and again.
-``SHLOCK_BIAS`` in the environment says otherwise: ``never``, or ``always``, which is wherever it may be.  Where the C library
-has no such semaphores, or membarrier is needed and missing, nobody is biased; a revoker that needs it and may not call it
-waits until every processor has certainly passed a fence, and forbids the bias of this lock for good.
+*When.* After so many releases, since one of its threads had to wait for it, that they outweigh a revocation.  A bias that is
+revoked soon doubles that number, one that has lasted halves it.  Under contention a process has the lock for a turn
+(``_owned``): then a bias makes the turn cheap, and whoever naps meanwhile leaves it alone as long as the process goes in
+again and again.  All of this is only in processes with ``SHLOCK_BIAS=adaptive`` in their environment; ``always`` is wherever
+it may be.  Where the C library has no such semaphores, or membarrier is needed and missing, nobody is biased; a revoker that
+needs it and may not call it waits until every processor has certainly passed a fence, and forbids the bias of this lock for
+good.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ __all__ = [
 ]  # fmt: skip
 
 NEVER: Final = 1 << 29
-#: Releases without a waiter until a lock is biased.
+#: Releases until a lock is biased, none of its threads having waited since.
 FIRST_CREDIT: Final = 500
 LARGEST_CREDIT: Final = 1 << 20
 #: A bias that is revoked within so many ns was not worth it.
@@ -106,7 +107,7 @@ NEVER_OPEN: Final = truth
 
 
 def _mode() -> str:
-    mode = os.environ.get("SHLOCK_BIAS", "adaptive")
+    mode = os.environ.get("SHLOCK_BIAS", "never")
     if mode not in MODES:
         raise ImportError(f"SHLOCK_BIAS={mode!r} in the environment: it must be one of {', '.join(MODES)}, or not set")
     has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -259,29 +260,36 @@ def _finish(words: OwnedWords) -> None:
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
     if back is None:
         return
-    if crash_points:
-        crash_points[0]("C75 SHUT, no door any more")
-    mine, view, (place, pointer), this = words.biased, words.view, words.places[0], _process.current.word
-    while not back.succeeded():
-        w = view[place]
-        if w in (mine, mine ^ at.REVOKED):
-            revoke(words, w)
-        elif w & at.OWNER != this or w & at.REVOKED != at.REVOKED:
-            break
-        elif (step := words.next_word(w, 0)) is not None:
-            back.compare_exchange(pointer, *step)  # R2
-    if back.succeeded():
-        words.wake_next()  # R3
-    now = SYSTEM.monotonic_ns()
-    _give_back(words, slot)
-    if words.leaver == me:  # else we are a forked child
-        back.tried = None
-        if _chosen == "adaptive":
-            soon = now - words.granted < SOON
-            words.limit = min(2 * words.limit, LARGEST_CREDIT) if soon else max(words.limit // 2, FIRST_CREDIT)
-        words.credit.cell_contents = words.limit
-        words.leaver = 0
-        _tell_users(words)
+    is_nested = words.finishing  # we are a signal handler's, in the midst of this
+    words.finishing = True
+    try:
+        if crash_points:
+            crash_points[0]("C75 SHUT, no door any more")
+        mine, view, (place, pointer), this = words.biased, words.view, words.places[0], _process.current.word
+        while not back.succeeded():
+            w = view[place]
+            if w in (mine, mine ^ at.REVOKED):
+                revoke(words, w)
+            elif w & at.OWNER != this or w & at.REVOKED != at.REVOKED:
+                break
+            elif (step := words.next_word(w, 0)) is not None:
+                back.compare_exchange(pointer, *step)  # R2
+        if back.succeeded():
+            words.wake_next()  # R3
+        if is_nested:
+            return
+        now = SYSTEM.monotonic_ns()
+        _give_back(words, slot)
+        if words.leaver == me:  # else we are a forked child
+            back.tried = None
+            if _chosen == "adaptive":
+                soon = now - words.granted < SOON
+                words.limit = min(2 * words.limit, LARGEST_CREDIT) if soon else max(words.limit // 2, FIRST_CREDIT)
+            words.credit.cell_contents = words.limit
+            words.leaver = 0
+            _tell_users(words)
+    finally:
+        words.finishing = is_nested
 
 
 def drop(words: OwnedWords) -> None:
@@ -297,7 +305,7 @@ def _drop(words: OwnedWords) -> None:
         words.leaver = me  # no call since the test
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
         words.inside.cell_contents = 0
-    words.view[words.block.start + at.BLOCK_HOLDS + words.slot] = at.SHUT
+        words.view[words.block.start + at.BLOCK_HOLDS + words.slot] = at.SHUT
     _give_back(words, words.slot)
     if words.leaver == me:
         words.credit.cell_contents, words.leaver = words.limit, 0
@@ -320,7 +328,7 @@ def forget(words: OwnedWords) -> None:
     words.door = words.go_out.cell_contents = words.leaving = None
     words.go_in.cell_contents, words.has_door.cell_contents = NEVER_OPEN, False
     words.inside.cell_contents = words.leaver = words.biased = 0
-    words.granter = False
+    words.granter = words.finishing = False
     words.credit.cell_contents = words.limit
     _tell_users(words)
 
@@ -354,7 +362,7 @@ def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
         place, h = start + at.BLOCK_BIASES + slot, start + at.BLOCK_HOLDS + slot
         owner, key = words.view[place], (arena.identity, words.block.index, slot)
         if owner == process.word:
-            is_free = key not in _claims  # ours, of an object that is gone
+            is_free = _claims.get(key) in (None, words)  # of an object that is gone, or of an attempt that was interrupted
         else:
             is_free = not owner or not _process.is_alive(owner)
         if is_free and operand.compare_exchange(arena.words.pointer(place), owner, process.word):

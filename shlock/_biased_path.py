@@ -16,8 +16,9 @@ from collections.abc import Callable
 from types import CellType, CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
+from . import _layout as at
 from . import _process
-from ._bias import NEVER_OPEN, finish, undo
+from ._bias import NEVER_OPEN, drop, finish, undo
 from ._owned import OwnedWords
 from ._parking import deadline_after
 from ._process import Forked
@@ -91,6 +92,14 @@ def make_biased_path(words: OwnedWords, ordinary: Path, *, raises: bool) -> Path
         """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done."""
         nonlocal inside
         if inside:
+            if lowest[0] != mark:
+                w = rest.words.view[rest.words.places[0][0]]
+                if w not in (rest.words.biased, rest.words.biased ^ at.REVOKED) and (
+                    w & at.OWNER != _process.current.word or not w & at.BIASED
+                ):
+                    drop(rest.words)
+                    rest.release()
+                    return
             inside -= 1  # B2
             try:
                 go_out()  # B3

@@ -24,9 +24,10 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any, Final
 
+from . import _layout as at
 from . import _process
 from ._atomic import ZERO, Operand, borrow_operand, give_back, raw_compare_exchange
-from ._bias import NEVER, finish, grant
+from ._bias import NEVER, drop, finish, grant
 from ._biased_path import NOT_OWNED, NUMBERS, Path, make_biased_path, over
 from ._owned import OwnedWords
 from ._process import Forked, identity_pointer
@@ -89,6 +90,12 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
                 raise TypeError("release() takes no arguments")
             interruption: BaseException | None = None
             tries = 0
+            if inside and words.lowest.cell_contents[0] != words.mark.cell_contents:
+                w = words.view[words.places[0][0]]
+                if w not in (words.biased, words.biased ^ at.REVOKED) and (
+                    w & at.OWNER != _process.current.word or not w & at.BIASED
+                ):
+                    drop(words)
             if inside:  # likewise; no call may come before B2, or a handler that raises in it would undo the release
                 inside -= 1  # B2
                 try:

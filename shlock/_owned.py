@@ -97,11 +97,11 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "biased", "block", "credit", "depth", "door", "go_in", "go_out", "grant", "granted", "granter",
-        "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt",
-        "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looks", "lowest", "mark", "may_release", "may_take", "me",
-        "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn", "users", "view",
-        "zero",
+        "__weakref__", "biased", "block", "credit", "depth", "door", "finishing", "go_in", "go_out", "grant", "granted",
+        "granter", "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began",
+        "lease_doubt", "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looks", "lowest", "mark", "may_release",
+        "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn",
+        "users", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -144,6 +144,7 @@ class OwnedWords:
         self.leaver = 0  # which of our threads is giving the bias back
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects whose functions depend on whether there is a door
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
+        self.finishing = False  # whether it is at B6
         self.granter = False  # whether one of them is being granted a bias
         self.leaving: Operand | None = None
         # Of ``_fast_path``: this process, what A1 and R1 expect, and whether each operand is free.
@@ -286,7 +287,7 @@ class OwnedWords:
         """How often to look before sleeping: not at all where the owner cannot go on while we look."""
         if len(self.places) > 1 or usable_cores() < 2:
             return 1
-        owner = self.view[self.places[0][0]] & at.OWNER
+        owner = self.word_at(self.places[0][0]) & at.OWNER
         return 1 if owner == _process.current.word else self.looks
 
     def _look_for_the_dead(self, waiter: OwnerWaiter) -> bool:
@@ -520,7 +521,7 @@ class OwnerWaiter:
                     if self.take.compare_exchange(place[1], w, me | at.PARKED | w & at.DIED):  # I7
                         return True
                 elif words.names_slot(w):
-                    if self._relies_on_another(spot):
+                    if words.word_at(place[0]) and self._relies_on_another(spot):
                         break
                     self.place, self.died = place, False
                     if _bias.revoke(words, w, self.take, at.PARKED):

@@ -154,6 +154,71 @@ def test_a_hold_by_the_door_that_another_process_releases_is_no_hold_any_more() 
     bias(lock)
 
 
+def test_who_lost_its_hold_by_the_door_to_another_process_may_release_that_ones() -> None:
+    """Anybody may release a Lock: it is the word that says whose hold that is."""
+    lock, page = bias(shlock.Lock()), Page()
+
+    def take_over() -> None:
+        lock.release()
+        lock.acquire()
+        page[READY] = 1
+        eventually(lambda: page[OVER])
+
+    lock.acquire()
+    other = Child(take_over)
+    eventually(lambda: page[READY])
+    lock.release()
+    assert not lock.locked()
+    assert lock._words.door is None
+    with pytest.raises(ValueError, match="too many times"):
+        lock.release()
+    page[OVER] = 1
+    other.result()
+
+
+def test_a_signal_handler_that_takes_the_lock_while_its_thread_gives_the_bias_back_leaves_that_to_it(
+    lock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the thread would give back what the handler has got meanwhile: a slot with somebody in by its door."""
+    give_back = _bias._give_back
+    handled: list[bool] = []
+
+    def handle_and_give_back(words: Any, slot: int) -> None:
+        if not handled:
+            handled.append(True)
+            for _ in range(3):
+                want_it(lock)
+                assert lock.acquire(timeout=PATIENCE)
+                lock.release()
+        give_back(words, slot)
+
+    bias(lock)
+    _bias.revoke(lock._words, word_of(lock))
+    monkeypatch.setattr(_bias, "_give_back", handle_and_give_back)
+    assert take_and_give_back(lock) == (True, None)
+    assert handled
+    bias(lock)
+    with lock:
+        assert is_biased(lock)
+        assert lock.owner.pid == os.getpid()
+        assert Child(lambda: lock.acquire(False)).result() is False
+
+
+def test_a_grant_that_is_interrupted_again_and_again_uses_up_no_slot(lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(address: int, *, recursive: bool) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_bias, "make_door", interrupt)
+        for _ in range(at.BIAS_SLOTS + 1):
+            lock.acquire()
+            want_it(lock)
+            with pytest.raises(KeyboardInterrupt):
+                lock.release()
+            assert not lock.locked()
+    bias(lock)
+
+
 def test_a_bias_is_granted_to_one_thread_at_a_time(lock: Any) -> None:
     """Else the one that comes late with its door takes away the other's, with a thread in by it."""
     words = lock._words
