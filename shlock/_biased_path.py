@@ -1,7 +1,7 @@
 """acquire() and release() of a lock that is biased to this process: in and out by the door, B1 to B4 of ``_bias``.
 
 The objects of a lock have these functions in the place of those of ``_fast_path`` from R1' to B6.  Who has kept one of the
-others is sent here by it, and who has kept one of these goes back there when there is no door any more: each is always right.
+others takes the same steps there, and who has kept one of these goes back when there is no door any more: each is always right.
 
 The interpreter looks at signals, switches threads and forks when a call has returned.  So ``inside`` is changed without a call,
 after B1 and before B3; if a handler raises in between, the door's own count says whether its call was made.  A child that is

@@ -20,6 +20,7 @@ What has been done is therefore noted without a call, directly before or after.
 
 from __future__ import annotations
 
+import contextlib
 from _thread import get_ident
 from collections.abc import Callable
 from typing import Any, Final
@@ -27,15 +28,16 @@ from typing import Any, Final
 from . import _layout as at
 from . import _process
 from ._atomic import ZERO, Operand, borrow_operand, give_back, raw_compare_exchange
-from ._bias import NEVER, drop, finish, grant
+from ._bias import NEVER, drop, finish, grant, undo
 from ._biased_path import NOT_OWNED, NUMBERS, Path, make_biased_path, over
 from ._owned import OwnedWords
+from ._parking import deadline_after
 from ._process import Forked, identity_pointer
 
 __all__ = ["Path", "make_fast_path", "over"]
 
 #: Of OwnedWords: what all its functions share, as cells.
-_SHARED: Final = ("go_out", "inside", "has_door", "holder", "credit", "may_take", "may_release")
+_SHARED: Final = ("go_in", "go_out", "inside", "has_door", "holder", "credit", "may_take", "may_release")
 
 
 def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) -> tuple[Path, Callable[[], Path]]:
@@ -49,14 +51,34 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
     # costs something at every call, so what is the same for all locks is global.
     inside = holder = credit = 0
     has_door = False
+    go_in: Any = None
     go_out: Any = None
     may_take = may_release = True
     is_counted = words.limit != NEVER  # or a subtraction at each release would be for nothing
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
-        nonlocal holder, may_take
-        if has_door:  # whoever has kept this function since before the bias
-            return by_door().acquire(block, timeout)
+        nonlocal inside, holder, may_take
+        if has_door:  # this function has been kept since before the bias.  It must not hold on to the other path: no cycles
+            if timeout is not None and (timeout.__class__ not in NUMBERS or timeout != timeout):
+                deadline_after(timeout)
+                timeout = float(timeout)
+            try:
+                if go_in(False) and has_door:  # B1
+                    inside += 1
+                    return True
+            except BaseException:
+                tries = 0
+                while tries < _process.MOST_INTERRUPTIONS:
+                    try:
+                        undo(words)
+                        break
+                    except BaseException:
+                        tries += 1
+                raise
+            with contextlib.suppress(Forked):  # it starts as itself
+                finish(words)  # B6, if it is SHUT
+            if has_door:
+                return words.acquire(block, timeout, raises=raises)
         thread = get_ident()
         if recursive and thread == holder:
             words.depth += 1

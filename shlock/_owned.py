@@ -142,7 +142,7 @@ class OwnedWords:
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
         self.door: Door | None = None
         self.leaver = 0  # which of our threads is giving the bias back
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects whose functions depend on whether there is a door
+        self.users: list[weakref.ref[Any]] = []  # objects whose functions depend on whether there is a door
         self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
         self.finishing = False  # whether it is at B6
         self.granter = False  # whether one of them is being granted a bias

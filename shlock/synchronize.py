@@ -407,7 +407,7 @@ class Lock(_Owned):
         self._paths = make_fast_path(words, recursive=self._kind == at.RLOCK, raises=self._on_deadlock == "raise")
         if not block.leased:
             self._choose_path()
-            words.users.add(self)
+            words.users = [user for user in words.users if user() is not None] + [weakref.ref(self)]
             return
         from ._client import renew
 

@@ -27,7 +27,13 @@ from shlock import _bias, _biased_path, _parking, _sys, cli
 from shlock import _layout as at
 from shlock._atomic import Operand
 
-LABELS = ("C72 REVOKING", "C72 shut, or found INSIDE", "C73 an ordinary word", "C74 slot claimed")
+LABELS = (
+    "C72 REVOKING",
+    "C72 shut, or found INSIDE",
+    "C73 an ordinary word",
+    "C74 slot claimed",
+    "C75 SHUT, no door any more",
+)
 KINDS = {"Lock": shlock.Lock, "RLock": shlock.RLock}
 INSIDE, OVER, COUNT, BROKEN, TOLD, READY = range(6)
 
@@ -482,6 +488,27 @@ def test_a_process_that_is_killed_when_it_is_about_to_be_granted_the_bias_is_aba
     assert dead.wait() == -signal.SIGKILL
     assert take_and_give_back(lock) == (True, dead.pid)
     assert bias(lock)
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_process_that_is_killed_when_it_gives_its_bias_back_leaves_the_lock_to_the_next(is_inside: bool, lock: Any) -> None:
+    """With a hold that was revoked, it dies as if directly before R1."""
+
+    def die() -> None:
+        bias(lock)
+        if is_inside:
+            lock.acquire()
+        _bias.revoke(lock._words, word_of(lock))
+        watch_steps(DieAtLabel(LABELS[4], 1), lock)
+        if is_inside:
+            lock.release()
+        else:
+            lock.acquire()
+
+    dead = Child(die)
+    assert dead.wait() == -signal.SIGKILL
+    assert take_and_give_back(lock) == (True, dead.pid if is_inside else None)
+    bias(lock)
 
 
 def die_at(place: int, operation: Callable[[], Any]) -> bool:
