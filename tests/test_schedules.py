@@ -650,7 +650,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_bias.revoke",
         "_shut(words, slot) == at.INSIDE",
         "view[start + at.BLOCK_HOLDS + slot] == at.INSIDE",
-        "inside together",
+        "released too many times",  # the owner's release finds that W is somebody else's
     ),
     "a_release_that_looks_at_the_word_before_its_post": (
         lambda world: lock_scenario(world(2, "Lock"), biased=(0,)),
