@@ -698,7 +698,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_bias.grant",
         "or words.granter:",
         "or False:",
-        "nobody can go on",
+        "is not INSIDE, and is posted",
     ),
     "a_slot_that_is_taken_from_the_living": (
         lambda world: lock_scenario(world(2, "Lock"), rounds=2, biased=(0, 1)),
