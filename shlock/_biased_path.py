@@ -123,8 +123,18 @@ def make_biased_path(words: OwnedWords, ordinary: Path, *, raises: bool) -> Path
                     interruption = raised
             if interruption is not None:
                 raise interruption
-        else:
-            rest.release()
+        else:  # it is an ordinary hold: interrupted before it began, the release is made nevertheless
+            depth, interruption = rest.words.depth, None
+            while True:
+                try:
+                    rest.release()
+                    break
+                except BaseException as raised:
+                    interruption = raised
+                    if not rest.words.is_mine() or rest.words.depth != depth:
+                        raise
+            if interruption is not None:
+                raise interruption
 
     cells = {name: getattr(words, name) for name in _CELLS}
     release_cells = {**cells, "rest": CellType(rest._replace(release=ordinary.release))}
