@@ -23,6 +23,7 @@ Two rules that look like details and are not:
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from . import _process
 from ._layout import INSIDE, OUTSIDE, SHUT, WORD
 
 __all__ = [
-    "HAS_DOORS", "IS_WEAK", "ZERO", "Door", "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "make_door",
+    "IS_WEAK", "ZERO", "Door", "Operand", "Pointer", "Words", "borrow_operand", "fence", "give_back", "has_doors", "make_door",
     "new_cell", "pointer", "raw_compare_exchange",
 ]  # fmt: skip
 
@@ -185,8 +186,11 @@ _RECURSIVE_MUTEX: Final = 0
 _SEMAPHORE: Final = 1
 
 
-def _has_doors() -> bool:
+@functools.cache
+def has_doors() -> bool:
     """Whether the C library's semaphore is the word that `Door` takes it for."""
+    if _multiprocessing is None:
+        return False
     with mmap.mmap(-1, mmap.PAGESIZE) as memory, memoryview(memory) as whole, whole.cast("Q") as view:
         anchor = ctypes.c_char.from_buffer(memory)
         door = make_door(ctypes.addressof(anchor), recursive=False)
@@ -199,9 +203,6 @@ def _has_doors() -> bool:
         seen.append((True, view[0]))
         del door, anchor
     return seen == [(False, SHUT), (True, INSIDE), (False, INSIDE), (True, OUTSIDE)]
-
-
-HAS_DOORS: Final = _multiprocessing is not None and _has_doors()
 
 
 class Words:

@@ -83,7 +83,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import _layout as at
 from . import _process
-from ._atomic import HAS_DOORS, IS_WEAK, Operand, borrow_operand, give_back, make_door
+from ._atomic import IS_WEAK, Operand, borrow_operand, give_back, has_doors, make_door
 from ._sys import SYSTEM, crash_points
 
 if TYPE_CHECKING:
@@ -306,10 +306,7 @@ def _drop(words: OwnedWords) -> None:
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
         words.inside.cell_contents = 0
         words.view[words.block.start + at.BLOCK_HOLDS + words.slot] = at.SHUT
-    _give_back(words, words.slot)
-    if words.leaver == me:
-        words.credit.cell_contents, words.leaver = words.limit, 0
-        _tell_users(words)
+    _finish(words)  # W is not ours by a bias: it is B6's end
 
 
 def undo(words: OwnedWords) -> None:
@@ -325,12 +322,14 @@ def undo(words: OwnedWords) -> None:
 
 def forget(words: OwnedWords) -> None:
     """In a forked child: the parent's bias is not ours."""
+    had_door = words.door is not None
     words.door = words.go_out.cell_contents = words.leaving = None
     words.go_in.cell_contents, words.has_door.cell_contents = NEVER_OPEN, False
     words.inside.cell_contents = words.leaver = words.biased = 0
     words.granter = words.finishing = False
     words.credit.cell_contents = words.limit
-    _tell_users(words)
+    if had_door:
+        _tell_users(words)
 
 
 def _tell_users(words: OwnedWords) -> None:
@@ -343,7 +342,7 @@ def _tell_users(words: OwnedWords) -> None:
 
 def is_possible() -> bool:
     """Whether this process can have a door: whether the C library has them, and the kernel orders releases where it must."""
-    if not HAS_DOORS:
+    if not has_doors():
         return False
     if IS_WEAK and _process.current not in _registered:
         if not SYSTEM.register_membarrier():

@@ -10,7 +10,6 @@ forked there finds ``has_door`` false: it was its parent that got in.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from types import CellType, CodeType, FunctionType
@@ -20,7 +19,6 @@ from . import _layout as at
 from . import _process
 from ._bias import NEVER_OPEN, drop, finish, undo
 from ._owned import OwnedWords
-from ._parking import deadline_after
 from ._process import Forked
 
 __all__ = ["NOT_OWNED", "NUMBERS", "Path", "make_biased_path", "over"]
@@ -44,30 +42,19 @@ class _Rest(NamedTuple):
     """What is left to do where the door is not enough."""
 
     words: OwnedWords
-    ordinary: Path
-    raises: bool
-    release: Callable[[], None]  # if no thread of ours is in by the door
-
-    def acquire(self, block: bool, timeout: float | None) -> bool:
-        if timeout is not None and (timeout.__class__ not in NUMBERS or timeout != timeout):
-            deadline_after(timeout)  # says what is wrong with it
-            return self.ordinary.acquire(block, float(timeout))  # which comes back here if there is a door
-        with contextlib.suppress(Forked):  # it starts as itself
-            finish(self.words)  # B6, if it is SHUT
-        if self.words.door is not None:
-            return self.words.acquire(block, timeout, raises=self.raises)  # another thread of ours is in
-        return self.ordinary.acquire(block, timeout)
+    acquire: Callable[..., bool]
+    release: Callable[[], None]
 
 
-def make_biased_path(words: OwnedWords, ordinary: Path, *, raises: bool) -> Path:
-    """The functions of one object of a lock.  ``ordinary``: those of its ordinary path."""
+def make_biased_path(words: OwnedWords, ordinary: Path) -> Path:
+    """The functions of one object of a lock.  ``ordinary``: those of ``_fast_path``, which take all steps, these as well."""
     # These become the cells of the words.  Each costs something at every call, so what is seldom needed is in one object.
     go_in: Any = NEVER_OPEN
     go_out: Any = None
     lowest: Any = None
     inside = mark = 0
     has_door = False
-    rest = _Rest(words, ordinary, raises, ordinary.leave)
+    rest = _Rest(words, ordinary.acquire, ordinary.leave)
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         nonlocal inside
@@ -89,7 +76,10 @@ def make_biased_path(words: OwnedWords, ordinary: Path, *, raises: bool) -> Path
         return rest.acquire(block, timeout)
 
     def leave(kind: object = None, value: object = None, traceback: object = None) -> None:
-        """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done."""
+        """Finish first: what a signal handler raises meanwhile comes out when nothing is left half-done.
+
+        These steps stand in ``_fast_path`` once more: a call of it could be interrupted, or forked, before it begins.
+        """
         nonlocal inside
         if inside:
             if lowest[0] != mark:

@@ -38,8 +38,9 @@ Of the members that want it, the one that began to wait last raises.  All of the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from . import _arena, _bias, _names, _process
 from . import _layout as at
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from ._parking import Spot
 
 __all__ = [
-    "Cycle", "Edge", "Graph", "Place", "Wait", "all_alive", "cycle_through", "cycles_among", "deadlocks_in",
+    "Cycle", "Edge", "Graph", "Place", "Wait", "all_alive", "copy_of", "cycle_through", "cycles_among", "deadlocks_in",
     "has_edge", "same_waits",
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ MOST_MEMBERS: Final = 1024  # a longer way is not followed: somebody may be over
 
 #: A lock: identity of its arena, index of its control block.
 Place = tuple[int, int]
+T = TypeVar("T")
 
 
 # -- cycles, from edges alone ---------------------------------------------------------------------------------------------
@@ -235,6 +237,16 @@ def has_edge(view: memoryview, start: int) -> bool:
 # -- the waiting thread ---------------------------------------------------------------------------------------------------
 
 
+def copy_of(all_: weakref.WeakSet[T]) -> list[T]:
+    """What is in a set to which other threads add meanwhile."""
+    for _ in range(100):
+        try:
+            return list(all_)
+        except RuntimeError:
+            continue
+    return []
+
+
 class Wait:
     """What a thread that waits for an owned word says of itself, and looks for, at each poll.
 
@@ -269,7 +281,7 @@ class Wait:
         return self._deadlock(edge) if self._raises and is_member else None
 
     def _deadlock(self, mine: int) -> tuple[DeadlockMember, ...] | None:
-        graph = Graph(arena for arena in _process.copy_of(_arena.living) if arena.segment.is_open)
+        graph = Graph(arena for arena in copy_of(_arena.living) if arena.segment.is_open)
         block = self._words.block
         cycle = cycle_through((block.arena.identity, block.index), graph.follow)
         # Who holds the last lock waits for the first one, as we do.

@@ -224,7 +224,7 @@ def make_fast_path(words: OwnedWords, *, recursive: bool, raises: bool = False) 
         """Made when it is first needed: most locks never are biased."""
         nonlocal door_path
         if door_path is None:
-            door_path = make_biased_path(words, ordinary, raises=raises)
+            door_path = make_biased_path(words, ordinary)
         return door_path
 
     shared = {name: getattr(words, name) for name in _SHARED}

@@ -67,10 +67,10 @@ from . import _bias, _process
 from . import _layout as at
 from ._arena import Block
 from ._atomic import Door, Operand, Pointer, borrow_operand, give_back, new_cell, pointer
-from ._deadlock import Wait
+from ._deadlock import Wait, copy_of
 from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
-from ._process import Forked, copy_of
+from ._process import Forked
 from ._sys import SYSTEM, crash_points
 from .errors import Abandoned, AbandonedError, AbandonedWarning, DeadlockError
 

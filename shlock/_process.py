@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ._layout import BIRTH_BITS, BIRTH_SHIFT, FLAGS, OWNER, PID_BITS, PID_SHIFT
 from ._sys import SYSTEM
@@ -30,14 +28,11 @@ __all__ = [
     "ProcessIdentity",
     "ancestors",
     "before_fork",
-    "copy_of",
     "current",
     "is_alive",
     "pid_of",
     "refresh_in_child",
 ]
-
-T = TypeVar("T")
 
 #: How often something is interrupted by signal handlers that raise before it gives up finishing.
 MOST_INTERRUPTIONS = 100
@@ -134,16 +129,6 @@ def to_the_end(action: Callable[[], object]) -> None:
             interruption = error
     if interruption is not None:
         raise interruption
-
-
-def copy_of(all_: weakref.WeakSet[T]) -> list[T]:
-    """What is in a set to which other threads add meanwhile."""
-    for _ in range(100):
-        try:
-            return list(all_)
-        except RuntimeError:
-            continue
-    return []
 
 
 def _before() -> None:

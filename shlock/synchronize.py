@@ -511,9 +511,7 @@ class Lock(_Owned):
             return depth
 
         def release_all() -> None:
-            while words.count() > 1:
-                self.release()
-            if words.count():
+            while words.count():
                 self.release()
 
         _process.to_the_end(release_all)

@@ -544,7 +544,7 @@ class Process:
         system.register_membarrier = lambda: True
         system.membarrier = world.membarrier
         bias = modules["_bias"]
-        bias.HAS_DOORS, bias.IS_WEAK, bias.make_door = True, world.has_buffers, self.make_door
+        bias.has_doors, bias.IS_WEAK, bias.make_door = lambda: True, world.has_buffers, self.make_door
 
         def stepping(real: Callable[..., Any], what: str) -> Callable[..., Any]:
             def call(word: Any, first: Any, second: Any) -> Any:

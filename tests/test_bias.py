@@ -23,7 +23,7 @@ from test_fork import ForkEverywhere
 from test_signals import InThread, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _biased_path, _parking, _sys, cli
+from shlock import _bias, _biased_path, _fast_path, _parking, _sys, cli
 from shlock import _layout as at
 from shlock._atomic import Operand
 
@@ -716,7 +716,8 @@ def test_what_can_never_be_finished_is_given_up(lock: Any, monkeypatch: pytest.M
     bias(lock)
     lock.acquire()
     _bias.revoke(lock._words, word_of(lock))
-    monkeypatch.setattr(_biased_path, "finish", fail)
+    for path in (_biased_path, _fast_path):
+        monkeypatch.setattr(path, "finish", fail)
     with pytest.raises(MemoryError):
         lock.release()
     other = type(lock)()
