@@ -66,10 +66,10 @@ after B1 and before B3, the door's own count says afterwards whether the call wa
 *When.* After so many releases, since one of its threads had to wait for it, that they outweigh a revocation.  A bias that is
 revoked soon doubles that number, one that has lasted halves it.  Under contention a process has the lock for a turn
 (``_owned``): then a bias makes the turn cheap, and whoever naps meanwhile leaves it alone as long as the process goes in
-again and again.  All of this is only in processes with ``SHLOCK_BIAS=adaptive`` in their environment; ``always`` is wherever
-it may be.  Where the C library has no such semaphores, or membarrier is needed and missing, nobody is biased; a revoker that
-needs it and may not call it waits until every processor has certainly passed a fence, and forbids the bias of this lock for
-good.
+again and again.  To a process with ``SHLOCK_BIAS=never`` in its environment nothing is biased, though it revokes others'
+biases; to one with ``always`` everything that may be.  Where the C library has no such semaphores, or membarrier is needed and
+missing, nobody is biased; a revoker that needs it and may not call it waits until every processor has certainly passed a fence,
+and forbids the bias of this lock for good.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ __all__ = [
 
 NEVER: Final = 1 << 29
 #: Releases until a lock is biased, none of its threads having waited since.
-FIRST_CREDIT: Final = 500
+FIRST_CREDIT: Final = 100
 LARGEST_CREDIT: Final = 1 << 20
 #: A bias that is revoked within so many ns was not worth it.
-SOON: Final = 2_000_000
+SOON: Final = 300_000
 MODES: Final = ("adaptive", "always", "never")
 
 
@@ -107,7 +107,7 @@ NEVER_OPEN: Final = truth
 
 
 def _mode() -> str:
-    mode = os.environ.get("SHLOCK_BIAS", "never")
+    mode = os.environ.get("SHLOCK_BIAS", "adaptive")
     if mode not in MODES:
         raise ImportError(f"SHLOCK_BIAS={mode!r} in the environment: it must be one of {', '.join(MODES)}, or not set")
     has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -279,6 +279,7 @@ def _finish(words: OwnedWords) -> None:
         if is_nested:
             return
         now = SYSTEM.monotonic_ns()
+        words.has_had_turn = not words.is_in_turn()
         _give_back(words, slot)
         if words.leaver == me:  # else we are a forked child
             back.tried = None

@@ -11,15 +11,16 @@
     acquire
     A1  CAS(W: 0 -> me): in.
     A2  look for a bounded time: W free: CAS(w -> me | flags of w): in; w had DIED: we are the heir, and told.
+        Not by who gives way.
     A3  not blocking: False.  Who only ever tries has to find a dead owner too: a poll, at most once per poll interval.
     A4  publish the spot.
-    A5  w = W.  free: CAS(w -> me|PARKED|DIED of w): in -> A7.
+    A5  w = W.  free: CAS(w -> me|PARKED|DIED of w): in -> A7.  Who gives way -> A6, if a thread is NOTIFIED for this word.
                 held: CAS(w -> w|PARKED), also when the bit is set -> A6.  Needless while a thread is NOTIFIED for this word:
                 it takes W with PARKED, or marks it, or passes its wake-up on.  (A4 and A6 are exchanges: our S is out
                 before we look.)
     A6  sleep.  poll: the owner is dead: CAS(w -> me|PARKED|DIED): in, and told -> A7.  else -> A5.
-                chosen: W free: CAS(w -> me|PARKED|DIED of w): in -> A7.  held: nap, S still NOTIFIED, a number of times; then
-                mark W and look for a moment; then S := WAITING -> A5.
+                chosen: W stays free for a moment: CAS(w -> me|PARKED|DIED of w): in -> A7.  held: nap, S still NOTIFIED, a
+                number of times; then mark W and look for a moment; then S := WAITING -> A5.
     A7  S := IDLE.  The lock was taken WITH PARKED: others may sleep behind us.  Chosen once more meanwhile: as A8.
     A8  withdraw: S := IDLE, then by what W says: ours: CAS -> DIED of w, wake one.  free: wake one.
                 another's: CAS(w -> w|PARKED).
@@ -32,6 +33,11 @@
     one.  What that thread then does, whatever it is, restores I1: it takes W with PARKED, or marks it, or passes it on.  Where
     somebody takes and releases W all the time it comes too late; instead of marking W, which would cost the owner a wake-up
     at each release, it naps.  To everybody else it has just not woken up yet, so naps need no state.  A turn bounds them.
+
+    So a word that many want goes from one to the next in turns, and in its turn a process has it as if nobody else was there.
+    Who has had its turn *gives way*: if the lock is not free when it comes again, it goes to the end of the line, and neither
+    looks for a gap nor takes what is free while another thread is on its way in.  So do two processes that take it from each
+    other at every passage: that costs both of them more than a turn of the other.
 
     # I1  a parked waiter implies PARKED, or a wake-up under way, or a releaser between R2 and R3: no release misses it
     # I5  at most one process is inside: W changes to "me" by compare-exchange from a word without an owner, or from the
@@ -87,7 +93,15 @@ FEWEST_LOOKS: Final = 15
 #: leaves the word free for several us, because it looks for somebody to wake, and finds that this thread is on its way.
 LONGEST_INSISTENCE: Final = 150_000
 #: Nanoseconds after which a process that has the word all the time hands it over to a thread that has waited as long.
-TURN: Final = 10_000_000
+TURN: Final = 1_000_000
+#: So many turns after it began its own one, a process does not give way any more because of that.
+LONGEST_RESPECT: Final = 10
+#: How often in a row, with so many ns in between at most, a process gets in by looking until it gives way; more often in a turn.
+LONGEST_RALLY: Final = 8
+LONGEST_RALLY_IN_TURN: Final = 32
+RALLY: Final = 50_000
+#: How often in a row a thread that has napped must see the word free: else its owner is only between two passages.
+LOOKS_AT_A_GAP: Final = 20
 _PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 NO_POINTER: Final = pointer(0)
 RELEASED_TOO_OFTEN: Final = "semaphore or lock released too many times"
@@ -98,10 +112,10 @@ class OwnedWords:
 
     __slots__ = (
         "__weakref__", "biased", "block", "credit", "depth", "door", "finishing", "go_in", "go_out", "grant", "granted",
-        "granter", "has_door", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept", "lease_began",
-        "lease_doubt", "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looks", "lowest", "mark", "may_release",
-        "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "skips", "slot", "turn",
-        "users", "view", "zero",
+        "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept",
+        "lease_began", "lease_doubt", "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looked", "looks", "lowest",
+        "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy",
+        "rally", "skips", "slot", "turn", "users", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -134,7 +148,9 @@ class OwnedWords:
         self.on_heir: Callable[[], None] | None = None
         self.is_lock = not block.owned  # one word, that of the block itself
         self.kept = (0, 0.0)  # the reservation that a poll saw first, and when that was
-        self.turn = 0  # when a thread of this process last got it by waiting, in monotonic nanoseconds
+        self.turn = 0  # when a thread of this process was last chosen and got it, in monotonic nanoseconds
+        self.has_had_turn = False  # since then it was handed over, or a bias revoked, at the end of that turn
+        self.looked = self.rally = 0  # when it last got in by looking, in the same way, and how often in a row
         # Of the biased path (``_bias``).  The first seven are cells, which the functions of the quick paths share.
         self.go_in, self.go_out = CellType(_bias.NEVER_OPEN), CellType(None)
         self.inside, self.has_door = CellType(0), CellType(False)
@@ -226,13 +242,15 @@ class OwnedWords:
         waiter.raises = raises
         done = False
         try:
-            got = waiter.look(1, patient=True)
-            parked = False
+            waiter.gives_way = block and self._gives_way()
+            got = not waiter.gives_way and waiter.look(1, patient=True)
             if not got:
                 if block:
-                    got = waiter.look(self.worthwhile_looks())  # A2
-                    if not got:
-                        got = parked = self.parking.park(waiter, deadline)
+                    got = not waiter.gives_way and waiter.look(self.worthwhile_looks())  # A2
+                    if got:
+                        self._count_rally()
+                    else:
+                        got = self.parking.park(waiter, deadline)
                 else:
                     got = self._look_for_the_dead(waiter)  # A3
             if not got:
@@ -249,8 +267,8 @@ class OwnedWords:
                 self.view[start + at.BLOCK_SINCE] = SYSTEM.monotonic_ns()
             if self.limit != _bias.NEVER:
                 self.credit.cell_contents = self.limit  # releases count for a bias from the beginning of a turn
-            if parked:
-                self.turn = SYSTEM.monotonic_ns()
+            if waiter.is_chosen:
+                self.turn, self.has_had_turn, self.rally = SYSTEM.monotonic_ns(), False, 0
             if waiter.died:
                 if self.on_heir is not None:
                     self.on_heir()
@@ -289,6 +307,19 @@ class OwnedWords:
             return 1
         owner = self.word_at(self.places[0][0]) & at.OWNER
         return 1 if owner == _process.current.word else self.looks
+
+    def _gives_way(self) -> bool:
+        """Whether a thread of this process goes to the end of the line, others being there."""
+        if not self.is_lock or self.is_ranked():
+            return False
+        age = SYSTEM.monotonic_ns() - self.turn
+        longest_rally = LONGEST_RALLY if age >= TURN else LONGEST_RALLY_IN_TURN
+        return self.rally >= longest_rally or (self.has_had_turn and age < LONGEST_RESPECT * TURN)
+
+    def _count_rally(self) -> None:
+        now = SYSTEM.monotonic_ns()
+        self.rally = self.rally + 1 if now - self.looked < RALLY else 0
+        self.looked = now
 
     def _look_for_the_dead(self, waiter: OwnerWaiter) -> bool:
         now = SYSTEM.monotonic()
@@ -386,6 +417,7 @@ class OwnedWords:
                 keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0
                 step = self.next_word(w, w & keep)
                 if step is not None and back.compare_exchange(word, *step):  # R2
+                    self.has_had_turn = at.is_reservation(step[1])
                     break
         if crash_points:
             crash_points[0]("R3 released, nobody woken")
@@ -396,7 +428,7 @@ class OwnedWords:
         """What R2 exchanges for what: the word for a free one, or for a reserved one.  None: look at the word again."""
         if self.is_lock and self.is_ranked():
             return prepare(self.parking, self.block.index, w, free)
-        if self.is_lock and w & at.PARKED and self._has_had_its_turn():
+        if self.is_lock and w & at.PARKED and not self.is_in_turn():
             return prepare(self.parking, self.block.index, w, free, is_worth_it=self._has_waited_for_a_turn)
         return w, free
 
@@ -404,8 +436,9 @@ class OwnedWords:
         """Whether some who use it have precedence: then every release is to the first in line."""
         return bool(self.view[self.block.start + at.BLOCK_KIND] & at.RANKED)
 
-    def _has_had_its_turn(self) -> bool:
-        return SYSTEM.monotonic_ns() - self.turn >= TURN
+    def is_in_turn(self) -> bool:
+        """Whether this process was chosen, and got it, less than a turn ago."""
+        return SYSTEM.monotonic_ns() - self.turn < TURN
 
     def _has_waited_for_a_turn(self, spot: int) -> bool:
         return SYSTEM.monotonic_ns() - self.parking.turn_of(spot)[1] >= TURN
@@ -424,8 +457,12 @@ class OwnedWords:
             self.parking.unpark_one(self.block.index)
         elif self.is_lock and at.is_reservation(self.view[self.places[0][0]]):
             settle(self.parking, self.block.index)
-        else:
-            self.parking.unpark_one(self.block.index, self.skips)
+            if not self.is_ranked():  # the one behind it will nap while that one has its turn
+                self.parking.unpark_one(self.block.index, self.skips)
+        elif self.parking.unpark_one(self.block.index, self.skips) and self.is_lock and self.is_in_turn():
+            # Who was woken may have been put on this processor, where it would not run before our time slice ends, though
+            # others become idle: it needs it for a moment, and then naps.
+            SYSTEM.yield_processor()
 
     def wake_one(self) -> None:
         """A8: the way is free, and who leaves does not take it."""
@@ -436,10 +473,12 @@ class OwnerWaiter:
     """One thread that is on its way in.  ``take`` is used for nothing but taking: it knows whether we are inside."""
 
     __slots__ = (
-        "back", "died", "index", "mark", "place", "precedence", "process", "raises", "repair", "take", "wait", "words",
+        "back", "died", "gives_way", "index", "is_chosen", "mark", "place", "precedence", "process", "raises", "repair",
+        "take", "wait", "words",
     )  # fmt: skip
     words: Any  # the OwnedWords, while it is in use
     raises: bool
+    gives_way: bool
     wait: Wait | None  # from the first poll on
 
     def __init__(self) -> None:
@@ -454,7 +493,7 @@ class OwnerWaiter:
         self.precedence = 0 if words.grant is None else words.grant.precedence
         self.repair = repair
         self.wait = None
-        self.died = False
+        self.died = self.is_chosen = False
         self.take.tried = None
         self.back.tried = None
         self.place = words.places[0]
@@ -463,7 +502,7 @@ class OwnerWaiter:
         """A2: go in if a word gets free within so many looks.
 
         parked   the mark that a thread with a spot sets
-        patient  leave it alone if somebody is in by the door of a biased lock
+        patient  leave it alone if somebody is in, or is seen to come in: go in at the last look, or not at all
         """
         words = self.words
         view, me = words.view, _process.current.word
@@ -472,6 +511,8 @@ class OwnerWaiter:
             for place in words.places:
                 w = view[place[0]]
                 if not w & at.OWNER:
+                    if patient and looks > 1:
+                        continue
                     self._refuse_if_poisoned(w)
                     self.place = place
                     self.died = bool(w & at.DIED)
@@ -488,6 +529,8 @@ class OwnerWaiter:
                     self.place, self.died = place, False
                     if _bias.revoke(words, w, self.take, parked):
                         return True
+                elif patient:
+                    return False
             looks -= 1
             if looks <= 0:
                 if spinning:
@@ -499,11 +542,12 @@ class OwnerWaiter:
         if self.take.succeeded():
             return True
         words = self.words
+        self.is_chosen = spot.is_notified()
         if words.is_lock and self._take_what_is_reserved(spot):
             return True
         if len(words.places) == 1 and spot.may_nap() and not words.is_ranked():  # as for relying on another
             spot.naps += 1
-            if self.look(words.worthwhile_looks(), at.PARKED, patient=True):
+            if self.look(LOOKS_AT_A_GAP, at.PARKED, patient=True):
                 return True
             if spot.may_nap():
                 return False
@@ -515,6 +559,8 @@ class OwnerWaiter:
             while True:
                 w = view[place[0]]
                 if not w & at.OWNER:
+                    if self.gives_way and self._relies_on_another(spot):
+                        break
                     self._refuse_if_poisoned(w)
                     self.place = place
                     self.died = bool(w & at.DIED)

@@ -1,6 +1,6 @@
 """What matters most of the suite, again, in processes of each other mode of the bias (``SHLOCK_BIAS``).
 
-The suite itself runs in the mode of its environment, ``never`` if there is none: all of it passes in each,
+The suite itself runs in the mode of its environment, ``adaptive`` if there is none: all of it passes in each,
 
     SHLOCK_BIAS=always python -m pytest -n 2
 

@@ -430,4 +430,4 @@ def test_threads_hammer_and_hand_over_and_nobody_is_lost(monkeypatch: pytest.Mon
     for child in children:
         child.result()
     assert counter[0] == 3 * 3 * 300
-    assert lock._words.view[lock._block.word] == 0
+    assert lock._words.word_at(lock._block.word) == 0
