@@ -32,9 +32,9 @@ from typing import Any, Final
 from atomics._impl.patomic import Patomic
 
 try:
-    import _multiprocessing  # type: ignore[import-not-found]
+    from _multiprocessing import SemLock  # type: ignore[import-not-found]
 except ImportError:  # an interpreter that was built without semaphores
-    _multiprocessing = None
+    SemLock = None
 
 from . import _process
 from ._layout import INSIDE, OUTSIDE, SHUT, WORD
@@ -179,7 +179,7 @@ def make_door(address: int, *, recursive: bool) -> Door:
     Each is a full fence where IS_WEAK is false; else they are an acquire and a release.  It must not outlive the mapping.
     """
     kind = _RECURSIVE_MUTEX if recursive else _SEMAPHORE
-    return _multiprocessing.SemLock._rebuild(address, kind, 1, None)
+    return SemLock._rebuild(address, kind, 1, None)
 
 
 _RECURSIVE_MUTEX: Final = 0
@@ -189,7 +189,7 @@ _SEMAPHORE: Final = 1
 @functools.cache
 def has_doors() -> bool:
     """Whether the C library's semaphore is the word that `Door` takes it for."""
-    if _multiprocessing is None:
+    if SemLock is None:
         return False
     with mmap.mmap(-1, mmap.PAGESIZE) as memory, memoryview(memory) as whole, whole.cast("Q") as view:
         anchor = ctypes.c_char.from_buffer(memory)

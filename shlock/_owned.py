@@ -96,7 +96,7 @@ LONGEST_INSISTENCE: Final = 150_000
 TURN: Final = 1_000_000
 #: So many turns after it began its own one, a process does not give way any more because of that.
 LONGEST_RESPECT: Final = 10
-#: How often in a row, with so many ns in between at most, a process gets in by looking until it gives way; more often in a turn.
+#: How often in a row, so many ns apart at most, a process gets in by looking until it gives way; more often in a turn.
 LONGEST_RALLY: Final = 8
 LONGEST_RALLY_IN_TURN: Final = 32
 RALLY: Final = 50_000
@@ -417,7 +417,7 @@ class OwnedWords:
                 keep = at.DIED if repaired is False or (repaired is None and self.policy == POISON) else 0
                 step = self.next_word(w, w & keep)
                 if step is not None and back.compare_exchange(word, *step):  # R2
-                    self.has_had_turn = at.is_reservation(step[1])
+                    self.has_had_turn = self.has_had_turn or at.is_reservation(step[1])
                     break
         if crash_points:
             crash_points[0]("R3 released, nobody woken")
@@ -457,8 +457,6 @@ class OwnedWords:
             self.parking.unpark_one(self.block.index)
         elif self.is_lock and at.is_reservation(self.view[self.places[0][0]]):
             settle(self.parking, self.block.index)
-            if not self.is_ranked():  # the one behind it will nap while that one has its turn
-                self.parking.unpark_one(self.block.index, self.skips)
         elif self.parking.unpark_one(self.block.index, self.skips) and self.is_lock and self.is_in_turn():
             # Who was woken may have been put on this processor, where it would not run before our time slice ends, though
             # others become idle: it needs it for a moment, and then naps.

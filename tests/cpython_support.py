@@ -147,6 +147,9 @@ class StockSemaphoreError(AssertionError):
     """One of multiprocessing's own semaphores was made where only shlock's should be."""
 
 
+_SemLock: Any = _multiprocessing.SemLock
+
+
 class _Tripwire(_multiprocessing.SemLock):  # type: ignore[misc]
     """Stands in for the C type under every stock primitive, and refuses to be made."""
 
@@ -157,7 +160,10 @@ class _Tripwire(_multiprocessing.SemLock):  # type: ignore[misc]
         _Tripwire.made += 1
         raise StockSemaphoreError
 
-    _rebuild = classmethod(__new__)
+    @classmethod
+    def _rebuild(cls, handle: int, kind: int, maxvalue: int, name: str | None) -> Any:
+        # A stock one has a name. What has none is a word of shlock's own: see its `_atomic.make_door`.
+        return cls() if name is not None else _SemLock._rebuild(handle, kind, maxvalue, name)
 
 
 class _Installation:

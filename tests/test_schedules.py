@@ -58,6 +58,7 @@ def lock_scenario(
     use_with: bool = False,
     depth: int = 1,
     biased: tuple[int, ...] = (),  # processes that take a bias wherever they may; the first one has it
+    giving_way: tuple[int, ...] = (),  # processes that give way all the time
 ) -> Scenario:
     """Every thread goes in and out, `rounds` times."""
     places = tuple(range(len(world.processes))) if threads is None else threads
@@ -92,6 +93,7 @@ def lock_scenario(
 
     def start() -> list[tuple[Callable[[], None], int, bool]]:
         for number, process in enumerate(world.processes):
+            process.modules["_owned"].OwnedWords._gives_way = lambda words, gives_way=number in giving_way: gives_way
             if biased:
                 process.modules["_bias"]._chosen = "always" if number in biased else "never"
         locks[:] = [process.primitive(kind, 0) for process in world.processes]
@@ -137,6 +139,16 @@ def test_lock_two_processes_exclude_each_other_and_nobody_sleeps_for_ever(world:
 def test_lock_three_processes_exclude_each_other_and_nobody_sleeps_for_ever(world: Made) -> None:
     """All schedules with at most 2 preemptions, no polling."""
     assert every(lock_scenario(world(3, "Lock")), Bound(2)) > 1000
+
+
+def test_lock_three_processes_that_give_way_to_each_other_all_get_in(world: Made) -> None:
+    """All schedules with at most 2 preemptions, no polling."""
+    assert every(lock_scenario(world(3, "Lock"), giving_way=(0, 1, 2)), Bound(2)) > 1000
+
+
+def test_lock_who_gives_way_gets_in_though_others_die(world: Made) -> None:
+    """Three processes.  All schedules with at most 1 preemption and 1 kill, with polling."""
+    assert every(lock_scenario(world(3, "Lock"), giving_way=(0, 1, 2)), Bound(1, kills=1, polls=True)) > 1000
 
 
 def test_lock_two_threads_of_one_process_exclude_each_other(world: Made) -> None:
@@ -554,6 +566,14 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         "_parking.Parking.relies_on_another",
         "bool(self._line(key, at.NOTIFIED))",
         "True",
+        "nobody can go on",
+    ),
+    "a_waiter_that_gives_way_to_nobody": (
+        lambda world: lock_scenario(world(2, "Lock"), giving_way=(0, 1)),
+        Bound(2),
+        "_owned.OwnerWaiter.attempt",
+        "if self.gives_way and self._relies_on_another(spot):",
+        "if self.gives_way:",
         "nobody can go on",
     ),
     "a_waiter_that_naps_while_nobody_knows_of_it": (

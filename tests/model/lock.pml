@@ -144,6 +144,7 @@
 #define NAP_TAKES_BARE          30   /* a thread that has napped takes the lock without PARKED */
 #define A5_RELIES_ON_NOBODY     31   /* A5 leaves the mark out although no spot is NOTIFIED */
 #define A5_RELIES_ON_ANY_KEY    32   /* A5 leaves the mark out when a spot is NOTIFIED for another lock */
+#define GIVES_WAY_TO_NOBODY     28   /* A5 leaves the lock free although no spot is NOTIFIED */
 #define A4_PLAIN_STORE          33   /* A4 and A6 store S, and A5 relies on others nevertheless */
 #define F3_UNCHECKED            34   /* nobody looks whether the chosen thread still waits */
 #define A8_KEEPS_RESERVATION    35   /* withdrawing leaves a lock that is reserved for the thread as it is */
@@ -513,6 +514,8 @@ A5: if
     }
     TAKE_WHAT_IS_RESERVED
     :: atomic { NAPS && !FREE(W[lock]) && !KEPT_FOR_ME(lock) && !PRECEDENCE -> goto A5_held }
+    :: atomic { NAPS && FREE(W[lock]) && !PRECEDENCE && RELIES(lock) -> goto A5_held }  /* It gives way. */
+    :: atomic { IS(GIVES_WAY_TO_NOBODY) && FREE(W[lock]) -> stage[me] = STAGE(SLEEP, lock); goto A6 }
     :: atomic {
         !FREE(W[lock]) && !KEPT_FOR_ME(lock) ->
         if
@@ -527,7 +530,7 @@ A5: if
     }
     fi;
 
-A5_held: /* It saw an owner, and looks whether another thread is on its way in. */
+A5_held: /* It saw an owner, or gives way, and looks whether another thread is on its way in. */
     if
     MAY_DIE
     MAY_LEAVE
