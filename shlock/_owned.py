@@ -14,7 +14,8 @@
         Not by who gives way.
     A3  not blocking: False.  Who only ever tries has to find a dead owner too: a poll, at most once per poll interval.
     A4  publish the spot.
-    A5  w = W.  free: CAS(w -> me|PARKED|DIED of w): in -> A7.  Who gives way -> A6, if a thread is NOTIFIED for this word.
+    A5  w = W.  free: CAS(w -> me|PARKED|DIED of w): in -> A7.  Who gives way, and has not polled yet, -> A6 if a thread is
+                NOTIFIED for this word.
                 held: CAS(w -> w|PARKED), also when the bit is set -> A6.  Needless while a thread is NOTIFIED for this word:
                 it takes W with PARKED, or marks it, or passes its wake-up on.  (A4 and A6 are exchanges: our S is out
                 before we look.)
@@ -619,6 +620,7 @@ class OwnerWaiter:
 
     def poll(self, spot: Spot | None) -> None:
         """A6: recover what dead owners hold, one word at a time."""
+        self.gives_way = False  # to a thread that was perhaps chosen, but never called
         self._look_for_deadlock(spot)
         words = self.words
         view, start = words.view, words.block.start

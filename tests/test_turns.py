@@ -148,6 +148,14 @@ def test_where_there_is_precedence_and_where_there_are_permits_nobody_gives_way(
     assert not permits._gives_way()
 
 
+def test_who_has_polled_gives_way_no_more(lock: Any) -> None:
+    """Whom it relies on may have been chosen by a process that died before it called it."""
+    waiter = _owned._take_waiter(lock._words, False)
+    waiter.gives_way = True
+    waiter.poll(None)
+    assert not waiter.gives_way
+
+
 def test_who_wakes_somebody_in_its_turn_lends_it_the_processor(lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lent = []
     monkeypatch.setattr(SYSTEM, "yield_processor", lambda: lent.append(1))

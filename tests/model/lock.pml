@@ -145,6 +145,7 @@
 #define A5_RELIES_ON_NOBODY     31   /* A5 leaves the mark out although no spot is NOTIFIED */
 #define A5_RELIES_ON_ANY_KEY    32   /* A5 leaves the mark out when a spot is NOTIFIED for another lock */
 #define GIVES_WAY_TO_NOBODY     28   /* A5 leaves the lock free although no spot is NOTIFIED */
+#define GIVES_WAY_FOR_EVER      42   /* A5 leaves the lock free after a poll, too */
 #define A4_PLAIN_STORE          33   /* A4 and A6 store S, and A5 relies on others nevertheless */
 #define F3_UNCHECKED            34   /* nobody looks whether the chosen thread still waits */
 #define A8_KEEPS_RESERVATION    35   /* withdrawing leaves a lock that is reserved for the thread as it is */
@@ -228,6 +229,15 @@ byte buffered[SPOTS];       /* a value of S + 1 that is on its way to memory; 0:
 #define PUBLISH_S(spot, x) STORE_S(spot, x)
 #endif
 #define DRAIN_OWN  if :: spot != NOBODY -> DRAIN(spot) :: else fi
+
+/* Nobody gives way any more after a poll: the thread that it relies on may have been chosen by one that died. */
+#if POLL
+#define HAS_POLLED(x) has_polled = x
+#define GIVES_WAY (!has_polled || IS(GIVES_WAY_FOR_EVER))
+#else
+#define HAS_POLLED(x) skip
+#define GIVES_WAY true
+#endif
 
 /* The wake-up of a dead thread's spot that was on its way when it died, and that a poller may reap. */
 #define REAPABLE(i, key) (STATE(S[i]) == NOTIFIED && KEY(S[i]) == (key) && claim[i] != 0 && IS_DEAD(claim[i]))
@@ -363,6 +373,9 @@ proctype Thread(byte me) {
     byte spot = NOBODY;
     byte other, chosen = NOBODY, seen;      /* unpark_one: spots, and the word seen there */
     bit in_flight;          /* unpark_one saw a NOTIFIED spot */
+#if POLL
+    bit has_polled;         /* since A4 */
+#endif
 #if HANDOVER
     byte seen_word;         /* W as F0 left it */
     bit polling;            /* settle was called by a poll, which goes on to look at W */
@@ -467,6 +480,7 @@ A4: if
     :: atomic {
         ROOM(spot) && !IS(SLEEP_THEN_PUBLISH) ->
         PUBLISH_S(spot, WORD(SEQUENCE(OWN_S(spot)) + 1, lock, WAITING));
+        HAS_POLLED(0);
         stage[me] = STAGE(LOOK, lock)
     }
     :: atomic { IS(SLEEP_THEN_PUBLISH) && !FREE(W[lock]) -> W[lock] = W[lock] | PARKED; told = 1 }
@@ -514,7 +528,7 @@ A5: if
     }
     TAKE_WHAT_IS_RESERVED
     :: atomic { NAPS && !FREE(W[lock]) && !KEPT_FOR_ME(lock) && !PRECEDENCE -> goto A5_held }
-    :: atomic { NAPS && FREE(W[lock]) && !PRECEDENCE && RELIES(lock) -> goto A5_held }  /* It gives way. */
+    :: atomic { NAPS && FREE(W[lock]) && !PRECEDENCE && RELIES(lock) && GIVES_WAY -> goto A5_held }
     :: atomic { IS(GIVES_WAY_TO_NOBODY) && FREE(W[lock]) -> stage[me] = STAGE(SLEEP, lock); goto A6 }
     :: atomic {
         !FREE(W[lock]) && !KEPT_FOR_ME(lock) ->
@@ -540,7 +554,7 @@ A5_held: /* It saw an owner, or gives way, and looks whether another thread is o
     fi;
 
 #define TOKEN    :: atomic { tokens[spot] > 0 -> tokens[spot]--; stage[me] = STAGE(LOOK, lock); goto woken }
-#define POLLED   :: atomic { POLL_NOW(lock) -> stage[me] = STAGE(LOOK, lock); if :: POLL == 2 -> polls++; assert(polls <= POLLS) :: else fi; goto poll }
+#define POLLED   :: atomic { POLL_NOW(lock) -> stage[me] = STAGE(LOOK, lock); if :: POLL == 2 -> polls++; assert(polls <= POLLS) :: else fi; HAS_POLLED(1); goto poll }
 A6: if
     MAY_DIE
     TOKEN

@@ -147,6 +147,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     refuted("no-A4-plain-store", "I1", THREADS=2, STORE_BUFFER=1, MUTATION="A4_PLAIN_STORE"),
     refuted("no-A5-gives-way-to-nobody", "I1", THREADS=2, MUTATION="GIVES_WAY_TO_NOBODY", size="quick"),
     refuted("no-A5-gives-way-to-nobody-hangs", DEADLOCK, THREADS=2, CHECK_I1=0, MUTATION="GIVES_WAY_TO_NOBODY"),
+    refuted("no-A5-gives-way-for-ever", "polls<=8", **LOST, POLLS=8, MUTATION="GIVES_WAY_FOR_EVER"),
     refuted("no-A5-relies-on-nobody", "I1", THREADS=2, MUTATION="A5_RELIES_ON_NOBODY", size="quick"),
     refuted("no-A5-relies-on-any-key", "I1", THREADS=3, LOCKS=2, **SMALL, MUTATION="A5_RELIES_ON_ANY_KEY"),
     refuted("no-take-without-parked", "I1", THREADS=3, **SMALL, MUTATION="TAKE_WITHOUT_PARKED"),
