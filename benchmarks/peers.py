@@ -129,14 +129,22 @@ def _of_module(module: str, attribute: str) -> Callable[[Scratch], Shared]:
     return _inherited(lambda: getattr(importlib.import_module(module), attribute)())
 
 
-def _biased(attribute: str) -> Callable[[Scratch], Shared]:
-    """A lock of shlock that is biased to the process that attaches it."""
+def _never_biased(attribute: str) -> Callable[[Scratch], Shared]:
+    """A lock of shlock that stays an ordinary one, however often one process takes it."""
 
     def open_(_: Scratch) -> Shared:
         lock = getattr(importlib.import_module("shlock"), attribute)()
-        return Shared(attach=lambda: bias(lock))
+        return Shared(attach=lambda: never_bias(lock))
 
     return open_
+
+
+def never_bias(lock: Any) -> Any:
+    """Have this process never bias a lock; the lock."""
+    from shlock import _bias
+
+    lock._words.limit = lock._words.credit.cell_contents = _bias.NEVER
+    return lock
 
 
 def bias(lock: Any) -> Any:
@@ -244,9 +252,9 @@ class EmptyLock:
 
 
 FAMILY: tuple[Peer, ...] = (
-    Peer(f"{OURS}, biased", "", _biased("Lock"), "shlock", "Lock"),
+    Peer(f"{OURS}, never biased", "", _never_biased("Lock"), "shlock", "Lock"),
     _peer("shlock", "RLock", "", _of_module("shlock", "RLock")),
-    Peer("shlock.RLock, biased", "", _biased("RLock"), "shlock", "RLock"),
+    Peer("shlock.RLock, never biased", "", _never_biased("RLock"), "shlock", "RLock"),
     _peer("shlock", "Semaphore", "", _of_module("shlock", "Semaphore")),
     Peer("multiprocessing.RLock", "", _inherited(FORK.RLock)),
     Peer("multiprocessing.Semaphore", "", _inherited(FORK.Semaphore)),

@@ -1,6 +1,7 @@
 """What supervision costs and how fast it is: leased locks, overruns, deaths, and an idle supervisor.
 
-    cost      ``with`` and acquire() with release() of a leased lock, as a ratio to the plain one's in the same process
+    cost      ``with`` and acquire() with release() of a leased lock, as a ratio to those of plain ones in the same process:
+              one that is biased, as any is that one process takes again and again, and one that never is
     overrun   from the deadline (grace 0) of a holder that sleeps to the heir inside
     death     from SIGKILL of a holder whose lease is long to the heir inside
     restart   the supervisor is killed: until the next one has started; and from there until a hold that goes on has been ended,
@@ -28,6 +29,7 @@ import shlock
 from shlock import _client, snapshot
 
 from .crew import Board, CellFailed, Crew, Host
+from .peers import never_bias
 from .recovery import FLOOR, Outcome, _floor
 from .report import NO_FIGURE, Findings, Table, number, quartiles
 from .rounds import Series, percentile, turns
@@ -46,11 +48,17 @@ RESTARTS, RESTARTS_QUICK = 30, 5
 RESTART_LEASE_S = 0.3
 POLL_S = 0.01  # a random part of it is added before a kill, so that no poll of the waiter is hit in step
 
+COSTS = BIASED, UNBIASED, LEASED = "biased", "never biased", "leased"
+
 _READY, _STAMP_NS, _TOLD = range(3)  # words of a worker's row; the owner is worker 0
 
 
 def _cost_setup(domain: str, batches: int) -> Callable[[tuple[str, str]], float]:
-    locks = {"plain": shlock.Lock("plain", domain=domain), "leased": shlock.Lock("leased", domain=domain, lease=3600)}
+    locks = {
+        BIASED: shlock.Lock("plain", domain=domain),
+        UNBIASED: never_bias(shlock.Lock("ordinary", domain=domain)),
+        LEASED: shlock.Lock("leased", domain=domain, lease=3600),
+    }
     counts: dict[str, int] = {}
 
     def answer(question: tuple[str, str]) -> float:
@@ -71,9 +79,9 @@ def _keep(domain: str) -> Callable[[object], None]:
 
 
 def _cost(domain: str, quick: bool) -> dict[str, dict[str, Series]]:
-    series = {usage: {which: Series() for which in ("plain", "leased")} for usage in USAGES}
+    series = {usage: {which: Series() for which in COSTS} for usage in USAGES}
     with closing(Host(partial(_cost_setup, domain, BATCHES_QUICK if quick else BATCHES))) as host:
-        for index, which in turns(["plain", "leased"], ROUNDS_QUICK if quick else ROUNDS):
+        for index, which in turns(list(COSTS), ROUNDS_QUICK if quick else ROUNDS):
             for usage in USAGES:
                 series[usage][which].values[index] = host.ask((usage, which), PATIENCE_S)
     return series
@@ -242,12 +250,16 @@ def _findings(
 ) -> Findings:
     cost_rows = []
     data: dict[str, Any] = {"cost": {}, "after": {}, "restart": {}, "grants": {}, "idle": idle}
-    for usage, both in series.items():
-        found = both["leased"].ratio_to(both["plain"])
-        plain, leased = both["plain"].spread(), both["leased"].spread()
-        assert found and plain and leased
-        cost_rows.append([usage, number(plain.median), number(leased.median), number(found.median), quartiles(found)])
-        data["cost"][usage] = {"ratio": found.median, **{which: one.as_json() for which, one in both.items()}}
+    for usage, all_of_it in series.items():
+        ratios = {}
+        for which in COSTS[:-1]:
+            found = all_of_it[LEASED].ratio_to(all_of_it[which])
+            plain, leased = all_of_it[which].spread(), all_of_it[LEASED].spread()
+            assert found and plain and leased
+            ratios[which] = found.median
+            row = [f"{usage}, {which}", number(plain.median), number(leased.median), number(found.median), quartiles(found)]
+            cost_rows.append(row)
+        data["cost"][usage] = {"ratios": ratios, **{which: one.as_json() for which, one in all_of_it.items()}}
     floor = percentile(outcomes[FLOOR].first_ns, 50)
     after_rows = []
     for name, outcome in outcomes.items():
@@ -270,7 +282,7 @@ def _findings(
     idle_rows = [[f"{int(count):,}", number(found["share"] * 100)] for count, found in idle.items()]
     return Findings(
         [
-            Table("Leased lock, uncontended", ["usage", "plain, ns", "leased, ns", "ratio", "p25..p75"], cost_rows),
+            Table("Leased lock, uncontended", ["usage, over a lock", "that, ns", "leased, ns", "ratio", "p25..p75"], cost_rows),
             Table(
                 "Supervised: until the heir is inside",
                 ["after", "median, ms", "p90", "max", "times the floor", "repetitions", "heir told", "failed"],
