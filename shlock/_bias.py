@@ -91,6 +91,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEVER", "NEVER_OPEN", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke", "undo",
+    "why_not",
 ]  # fmt: skip
 
 NEVER: Final = 1 << 29
@@ -342,14 +343,19 @@ def _tell_users(words: OwnedWords) -> None:
 
 
 def is_possible() -> bool:
-    """Whether this process can have a door: whether the C library has them, and the kernel orders releases where it must."""
+    """Whether this process can have a door."""
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """Why this process cannot have a door: the C library has none, or the kernel does not order releases where it must."""
     if not has_doors():
-        return False
+        return "the C library's semaphores are other words than it needs"
     if IS_WEAK and _process.current not in _registered:
         if not SYSTEM.register_membarrier():
-            return False
+            return "the system call membarrier is missing or forbidden here"
         _registered[:] = [_process.current]
-    return True
+    return None
 
 
 def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:

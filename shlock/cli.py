@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ps(arguments: argparse.Namespace) -> int:
     from . import snapshot
-    from ._bias import is_possible
+    from ._bias import why_not
     from .errors import describe_deadlock
 
     if arguments.domain is not None and (status := _is_closed(arguments.domain)):
@@ -196,8 +196,8 @@ def _ps(arguments: argparse.Namespace) -> int:
             print(f"\nDeadlock: {_printable(describe_deadlock(cycle))}.")
         if unused := sorted({_printable(d.domain) for d in domains if d.domain is not None and not d.in_use}):
             print(f"\nNo living process uses {', '.join(unused)}: shlock clean removes that.")
-        if not is_possible():
-            print("\nNo lock is biased to a process: the system call membarrier is missing or forbidden here.")
+        if (reason := why_not()) is not None:
+            print(f"\nNo lock is biased to a process: {reason}.")
     elif arguments.domain is not None:
         print(f"nothing in domain {_printable(arguments.domain)!r}")
     else:

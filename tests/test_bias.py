@@ -366,6 +366,20 @@ def test_without_membarrier_nobody_is_biased(monkeypatch: pytest.MonkeyPatch, ca
     assert "No lock is biased to a process: the system call membarrier is missing" in capsys.readouterr().out
 
 
+def test_where_the_c_library_has_no_doors_nobody_is_biased(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_bias, "has_doors", lambda: False)
+    lock = shlock.Lock()
+    want_it(lock)
+    for _ in range(3):
+        with lock:
+            pass
+    assert word_of(lock) == 0
+    assert cli.main(["ps"]) == 0
+    assert "No lock is biased to a process: the C library's semaphores are other words" in capsys.readouterr().out
+
+
 def test_who_may_not_call_membarrier_revokes_the_slow_way_and_forbids_the_bias() -> None:
     lock = bias(shlock.Lock())
 
