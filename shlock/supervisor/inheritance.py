@@ -28,7 +28,8 @@ changes without one, and a waiter whose priority is changed while it waits.
     # S-I6 restored              both     OWN            as S-I2
 
 The next supervisor finds the records when a client says hello, which everybody does who has a contract or a record, or when it
-adopts a holder that is stuck.  Until there is one, a lifted thread stays lifted.  Who dies needs nothing: its record goes with
+adopts a holder that is stuck.  Until there is one, a lifted thread stays lifted, and from then on while contracts are presented
+one after the other.  Who dies needs nothing: its record goes with
 its ledger.  All of this is a model, too: ``tests/model/inheritance.pml``.
 
 Of an RWLock W's owner is lifted as that of a Lock, for who waits to write and for who waits to read (WAIT_READS).  If that one
@@ -55,6 +56,7 @@ import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from .. import _layout as at
@@ -68,6 +70,8 @@ __all__ = ["Inheritance", "Priority", "inherited"]
 log = logging.getLogger("shlock.supervisor")
 
 INTERVAL: Final = 10_000_000  # nanoseconds between looks while somebody waits or is lifted
+#: Nanoseconds in which a client that has said hello to the next supervisor presents its contracts, and who waits for it does.
+PRESENTATION: Final = 100_000_000
 SUPERVISOR_PRIORITY: Final = 98  # of SCHED_FIFO; 99 is for what keeps the kernel going
 CAP_SYS_NICE: Final = 23
 DEADLINE: Final = 6  # SCHED_DEADLINE, which the os module does not name
@@ -187,6 +191,7 @@ class Lift:
     place: int  # of the record, in words of the ledger
     own: Priority
     given: tuple[Priority, ...]  # what we may have set: two while it is being changed
+    kept_until: int = 0  # monotonic nanoseconds: till then it stays, though nobody is known to wait
 
     @property
     def scheduled_as(self) -> Priority:
@@ -245,7 +250,7 @@ class Inheritance:
         for thread, lift in list(self.lifts.items()):
             if thread not in own:
                 self._clear(lift)  # the thread has ended
-            elif thread not in sources:
+            elif thread not in sources and lift.kept_until <= SYSTEM.monotonic_ns():
                 self._restore(thread, lift)
         self._refused.intersection_update(sources)
         for thread, source in sources.items():
@@ -253,8 +258,11 @@ class Inheritance:
                 self._lift(thread, own, source)
         self.due = SYSTEM.monotonic_ns() + INTERVAL if somebody_waits or self.lifts else NEVER
 
-    def adopt(self, client: Client) -> None:
-        """Take over what an earlier supervisor has lifted in the process of a new client."""
+    def adopt(self, client: Client, before: Mapping[Thread, Lift] = MappingProxyType({})) -> None:
+        """Take over what an earlier supervisor has lifted in the process of a new client.
+
+        before  of the same process, as far as we knew it: what its ledger does not say any more is restored
+        """
         view = client.ledger.view
         for index in range(_ledger.MOST_LIFTS):
             place = _ledger.LIFTS + index * _ledger.LIFT_WORDS
@@ -276,8 +284,17 @@ class Inheritance:
             ):
                 view[place + _ledger.LIFT_THREAD] = 0
                 continue
-            self.lifts[key] = Lift(client, thread, birth, place, self._believable(client, own, thread), ours)
+            kept_until = SYSTEM.monotonic_ns() + PRESENTATION
+            self.lifts[key] = Lift(client, thread, birth, place, self._believable(client, own, thread), ours, kept_until)
+        for key, lift in before.items():
+            if key not in self.lifts:
+                self.lifts[key] = lift
+                self._restore(key, lift)
         self.look_soon()
+
+    def let_go(self, client: Client) -> dict[Thread, Lift]:
+        """What is lifted in the process of a client that is to be forgotten, to be left to the one that follows it."""
+        return {thread: self.lifts.pop(thread) for thread, lift in list(self.lifts.items()) if lift.client is client}
 
     def forget(self, client: Client) -> None:
         """Restore what is lifted in the process of a client that is to be forgotten."""

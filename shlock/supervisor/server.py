@@ -521,14 +521,16 @@ class Server:
         except (OSError, ValueError) as error:
             raise _Refused(str(error)) from None
         earlier = self.watch.clients.get(session.word)
+        lifts = {}
         if earlier is not None:  # the same process again, or one that we adopted
+            lifts = self.inheritance.let_go(earlier)
             self._forget(earlier)
             for other in [other for other in self._sessions.values() if other.client is earlier]:
                 self._drop(other)
         client = session.client = Client(session.word, session.pidfd, ledger, session.user)
         self.watch.clients[client.word] = client
         self._selector.register(client.pidfd, selectors.EVENT_READ, lambda: self._bury(client))
-        self.inheritance.adopt(client)
+        self.inheritance.adopt(client, lifts)
         return {"ok": True, "pid": os.getpid()}
 
     def _check_account(self, session: Session) -> None:
