@@ -12,6 +12,8 @@ the memory that is in use grows and shrinks with what is waiting.
 
 Producers have a lock, consumers another one (those of ``_owned``, which outlive their holders), and each writes only what is
 its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED by producers and anything else by consumers.
+Either lock may be biased (``_bias``), as it soon is where one process puts and another one takes; what is repaired after a
+death does not depend on how the dead one got in.  Leased ones, and so those of the machine, never are.
 
     # R1  a message is visible only when it is whole: TAIL is stored last, in one step
     # R2  a message is gone only when it was read to its end: HEAD is stored last, in one step; a consumer that dies before
@@ -40,8 +42,10 @@ Who finds the ring empty (or full) parks at the word READABLE (or WRITABLE) of t
 looks again, and sleeps.  Who puts a message there (or takes one away) clears PARKED and then wakes one, who either acts and
 then wakes the next if there is more to do, or passes the wake-up on: it marks the word for those who still sleep, looks, and
 wakes the next.  A chosen producer for whose message there is still no room wakes the one behind it: that one's may be smaller.
-Storing TAIL before looking at PARKED needs a fence in between: that is the release of the lock.  So nobody sleeps beside a
-message without a death; a wake-up that dies with the process which owed it is made up for by the sleeper's poll.
+Storing TAIL before looking at PARKED needs a fence in between: on x86-64 that is the release of the lock, a locked instruction
+also where it is done by the door of a biased lock; elsewhere the door's release orders only what comes before it, and there is
+a fence of our own.  So nobody sleeps beside a message without a death; a wake-up that dies with the process which owed it is
+made up for by the sleeper's poll.
 """
 
 from __future__ import annotations
@@ -55,8 +59,8 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from . import _bias, _process
 from . import _layout as at
-from . import _process
 from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
 from ._geometry import (
@@ -158,13 +162,13 @@ class _End:
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
         self.intent = 0  # that of this end
-        #: By the word at which a thread waits: the lock of those for whom it waits.
-        self._busy = {self.readable_block.index: producers.word, self.writable_block.index: consumers.word}
+        #: By the word at which a thread waits: the control block with the lock of those for whom it waits.
+        self._busy = {self.readable_block.index: producers, self.writable_block.index: consumers}
         self.lent: memoryview | None = None
         self._their_intent = consumers.start + at.BLOCK_INTENT
         self._writable_data = which == PRODUCERS and self.is_allowed
         self._mapped = 0  # bytes of chunks
-        self.lock = Lock._over(memory.control(control + which), terms, needs=needs)
+        self.lock = Lock._over(memory.control(control + which), terms, needs=needs, may_be_biased=True)
         self.lock._words.policy = IGNORE  # whatever stands there
         self.way_in: Lock | Within = self.lock  # or within a block in place one that knows of it
         self.lender: Lender
@@ -384,8 +388,10 @@ class _End:
 
     def _comes_while_they_copy(self, block: Block, condition: Callable[[], bool]) -> bool:
         """Look a while longer, if another process is inside at the other end; False at once if none is."""
-        lock = self._busy.get(block.index)
-        if CORES < 2 or lock is None or at.process_in(self.view[lock]) in (0, _process.current.word):
+        busy, view = self._busy.get(block.index), self.view
+        if CORES < 2 or busy is None:
+            return False
+        if at.process_in(_bias.ordinary(view, busy.start, view[busy.word])) in (0, _process.current.word):
             return False
         end = SYSTEM.monotonic_ns() + LONGEST_COPY
         while SYSTEM.monotonic_ns() < end:
@@ -577,6 +583,8 @@ class Producer(_End):
                 view[self.tail] = tail + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R1
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
+            if IS_WEAK:
+                fence()  # R7
             if view[self.readable] & ATTENTION:
                 self.tell()
         except BaseException as error:
@@ -594,8 +602,7 @@ class Producer(_End):
                 for offset, part in parts:
                     self.data[place + 8 + offset : place + 8 + offset + len(part)] = part
                 self.finish(place, length, tag)
-            if self.view[self.readable] & ATTENTION:
-                self.tell()
+            self.tell()
         except BaseException as error:
             raise self.failed(self.readable_block, error, process) from None
         return True
@@ -658,7 +665,7 @@ class Producer(_End):
                     view[self.tail] = (count + done & COUNT) << COUNT_SHIFT | place >> 3
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
-            if done and view[self.readable] & ATTENTION:
+            if done:
                 self.tell(done)
         except BaseException as error:
             raise self.failed(self.readable_block, error, process) from None
@@ -825,6 +832,8 @@ class Producer(_End):
 
     def tell(self, count: int = 1) -> None:
         """Without the lock: wake who waits for so many messages.  BrokenPipeError if nobody will take any."""
+        if IS_WEAK:
+            fence()  # R7
         w = self.view[self.readable]
         if w & at.PARKED:
             self.wake(self.readable_block, count)
@@ -886,6 +895,8 @@ class Consumer(_End):
                     self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
+            if IS_WEAK:
+                fence()  # R7
             if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
                 self.wake(self.writable_block)
         except BaseException as error:
@@ -932,6 +943,8 @@ class Consumer(_End):
                 self._step(head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
+            if IS_WEAK:
+                fence()  # R7
             if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
                 self.wake(self.writable_block, count)
         except BaseException as error:
@@ -1014,5 +1027,7 @@ class Consumer(_End):
 
     def tell(self) -> None:
         """Without the lock, after ``finish``: wake who waits for room."""
+        if IS_WEAK:
+            fence()  # R7
         if self.view[self.writable] & at.PARKED:
             self.wake(self.writable_block)
