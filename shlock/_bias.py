@@ -91,7 +91,8 @@ if TYPE_CHECKING:
     from ._owned import OwnedWords
 
 __all__ = [
-    "NEVER", "NEVER_OPEN", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke", "undo",
+    "NEVER", "NEVER_OPEN", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke",
+    "undo",
 ]  # fmt: skip
 
 NEVER: Final = 1 << 29
@@ -176,7 +177,7 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
 
 def _shut(words: OwnedWords, slot: int) -> int:
     """CAS(H: OUTSIDE -> SHUT): what H is then, INSIDE or SHUT."""
-    pointer, operand = words.block.arena.words.pointer(words.holds + slot), borrow_operand()
+    pointer, operand = words.block.arena.words.pointer(words.first_hold + slot), borrow_operand()
     h = at.OUTSIDE
     while h not in (at.INSIDE, at.SHUT) and not operand.compare_exchange(pointer, h, at.SHUT):
         h = operand.seen()
@@ -217,7 +218,7 @@ def _grant(words: OwnedWords, operand: Operand) -> bool:
     view[start + at.BLOCK_SINCE] = 0
     generation = view[start + at.BLOCK_GENERATION] + 1 & at.GENERATION
     view[start + at.BLOCK_GENERATION] = generation
-    biased, h = at.biased(slot, generation), words.holds + slot
+    biased, h = at.biased(slot, generation), words.first_hold + slot
     door = make_door(words.block.arena.words.address + h * at.WORD, recursive=kind & at.KIND == at.RLOCK)
     go_in, go_out = door.acquire, door.release
     w = place * at.WORD + at.byte_of(0)
@@ -255,7 +256,7 @@ def _finish(words: OwnedWords) -> None:
     if words.leaver != me:
         if door is None or back is None:
             return  # there is nothing to do, or we are a forked child
-        if words.view[words.holds + slot] != at.SHUT and (
+        if words.view[words.first_hold + slot] != at.SHUT and (
             words.view[words.places[0][0]] == words.biased or _shut(words, slot) == at.INSIDE
         ):  # B5
             return
@@ -311,7 +312,7 @@ def _drop(words: OwnedWords) -> None:
         words.leaver = me  # no call since the test
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
         words.inside.cell_contents = 0
-        words.view[words.holds + words.slot] = at.SHUT
+        words.view[words.first_hold + words.slot] = at.SHUT
     _finish(words)  # W is not ours by a bias: it is B6's end
 
 
@@ -366,7 +367,7 @@ def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
     if operand.process is not process:
         raise _process.Forked
     for slot in range(words.bias_slots):
-        place, h = start + at.BLOCK_BIASES + slot, words.holds + slot
+        place, h = start + at.BLOCK_BIASES + slot, words.first_hold + slot
         owner, key = words.view[place], (arena.identity, words.block.index, slot)
         if owner == process.word:
             is_free = _claims.get(key) in (None, words)  # of an object that is gone, or of an attempt that was interrupted
