@@ -112,6 +112,9 @@ ATTENTION: Final = at.PARKED | SHUT
 COUNT: Final = PLACE
 ONE: Final = 1 << COUNT_SHIFT
 HIGH: Final = COUNT << COUNT_SHIFT
+#: Added to its length, and divided by 8: how far TAIL or HEAD moves by a message.
+STEP: Final = 8 * ONE + 15
+WORD_MASK: Final = at.WORD_MASK
 
 _NO_MEMORY_BYTE, *_WITH_MEMORY = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
 _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
@@ -134,6 +137,14 @@ LONGEST_COPY: Final = 300_000
 
 class _End:
     """What producers and consumers have in common: the words, the table, a mapping of the chunks, and waiting."""
+
+    # In an object with more than 30 attributes and no slots, the interpreter takes three times as long to find each.
+    __slots__ = (
+        "__weakref__", "_busy", "_known", "_mapped", "_nothing", "_their_intent", "_writable_data", "arena", "chunk", "data",
+        "geometry", "head", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping", "mask", "memory",
+        "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail", "text", "view",
+        "way_in", "words", "writable", "writable_block",
+    )  # fmt: skip
 
     def __init__(
         self, memory: Memory, control: int, which: int, geometry: Geometry, name: str, terms: Terms | None, needs: str
@@ -540,6 +551,8 @@ class _Waiter:
 class Producer(_End):
     """The side of a ring on which messages are put, in this process."""
 
+    __slots__ = ("_consumers", "_head_seen", "longest", "look_for_the_dead")
+
     def __init__(
         self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None, needs: str = "send"
     ) -> None:
@@ -580,7 +593,7 @@ class Producer(_End):
                     crash_points[0]("C30 bytes written")
                 if IS_WEAK:
                     fence()
-                view[self.tail] = tail + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R1
+                view[self.tail] = tail + (length + STEP >> 3) & WORD_MASK  # R1
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
             if IS_WEAK:
@@ -859,6 +872,8 @@ def _keep_memory_for(size: int) -> None:
 class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
+    __slots__ = ("_left",)
+
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
         self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
@@ -890,7 +905,7 @@ class Consumer(_End):
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 if left is None:
-                    view[self.head] = head + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R2
+                    view[self.head] = head + (length + STEP >> 3) & WORD_MASK  # R2
                 else:
                     self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:
