@@ -16,6 +16,7 @@ lock revokes the bias; then it is an ordinary lock, until somebody deserves it a
     # SHUT      none is, nor gets in by it any more   V1, B5            OUTSIDE (R1', of a later bias)
 
     A control block has a few slots: in each the identity of the process that claimed it, and H.  A generation is used once.
+    A Lock and an RLock have three, each end of a ring (``_ring``) has two.
     In its own memory each process has the door, which knows which thread is in, and ``inside``, how often it went in.
 
     acquire, where we have a door
@@ -90,8 +91,8 @@ if TYPE_CHECKING:
     from ._owned import OwnedWords
 
 __all__ = [
-    "NEVER", "NEVER_OPEN", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke", "undo",
-    "why_not",
+    "NEVER", "NEVER_OPEN", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke",
+    "undo", "why_not",
 ]  # fmt: skip
 
 NEVER: Final = 1 << 29
@@ -128,12 +129,18 @@ def first_credit(kind: int) -> int:
     return 0 if _chosen == "always" else FIRST_CREDIT
 
 
+def allow(words: OwnedWords) -> None:
+    """Let a lock be biased of whose kind there are others that may not: that of one end of a ring."""
+    if words.limit == NEVER and words.bias_slots:
+        words.limit = words.credit.cell_contents = first_credit(at.LOCK)
+
+
 def ordinary(view: memoryview, start: int, w: int) -> int:
     """The ordinary owner word that says the same as ``w``, for who only looks.  ``start``: of the control block."""
     if not at.names_slot(w):
         return w
-    slot = at.slot_in(w)
-    if slot >= at.BIAS_SLOTS or view[start + at.BLOCK_HOLDS + slot] != at.INSIDE:
+    slot, slots = at.slot_in(w), at.bias_slots(view[start + at.BLOCK_KIND])
+    if slot >= slots or view[start + at.BLOCK_BIASES + slots + slot] != at.INSIDE:
         return 0
     return view[start + at.BLOCK_BIASES + slot] & at.OWNER
 
@@ -152,7 +159,7 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
         kind = view[start + at.BLOCK_KIND]
         swap(start + at.BLOCK_KIND, kind, kind | at.UNBIASED)
     slot, owner = at.slot_in(w), 0
-    if slot < at.BIAS_SLOTS and _shut(words, slot) == at.INSIDE:
+    if slot < words.bias_slots and _shut(words, slot) == at.INSIDE:
         owner = view[start + at.BLOCK_BIASES + slot] & at.OWNER
     if crash_points:
         crash_points[0]("C72 shut, or found INSIDE")
@@ -170,7 +177,7 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
 
 def _shut(words: OwnedWords, slot: int) -> int:
     """CAS(H: OUTSIDE -> SHUT): what H is then, INSIDE or SHUT."""
-    pointer, operand = words.block.arena.words.pointer(words.block.start + at.BLOCK_HOLDS + slot), borrow_operand()
+    pointer, operand = words.block.arena.words.pointer(words.first_hold + slot), borrow_operand()
     h = at.OUTSIDE
     while h not in (at.INSIDE, at.SHUT) and not operand.compare_exchange(pointer, h, at.SHUT):
         h = operand.seen()
@@ -211,7 +218,7 @@ def _grant(words: OwnedWords, operand: Operand) -> bool:
     view[start + at.BLOCK_SINCE] = 0
     generation = view[start + at.BLOCK_GENERATION] + 1 & at.GENERATION
     view[start + at.BLOCK_GENERATION] = generation
-    biased, h = at.biased(slot, generation), start + at.BLOCK_HOLDS + slot
+    biased, h = at.biased(slot, generation), words.first_hold + slot
     door = make_door(words.block.arena.words.address + h * at.WORD, recursive=kind & at.KIND == at.RLOCK)
     go_in, go_out = door.acquire, door.release
     w = place * at.WORD + at.byte_of(0)
@@ -249,8 +256,7 @@ def _finish(words: OwnedWords) -> None:
     if words.leaver != me:
         if door is None or back is None:
             return  # there is nothing to do, or we are a forked child
-        h = words.block.start + at.BLOCK_HOLDS + slot
-        if words.view[h] != at.SHUT and (
+        if words.view[words.first_hold + slot] != at.SHUT and (
             words.view[words.places[0][0]] == words.biased or _shut(words, slot) == at.INSIDE
         ):  # B5
             return
@@ -307,7 +313,7 @@ def _drop(words: OwnedWords) -> None:
         words.leaver = me  # no call since the test
         words.door, words.go_in.cell_contents, words.has_door.cell_contents = None, NEVER_OPEN, False
         words.inside.cell_contents = 0
-        words.view[words.block.start + at.BLOCK_HOLDS + words.slot] = at.SHUT
+        words.view[words.first_hold + words.slot] = at.SHUT
     _finish(words)  # W is not ours by a bias: it is B6's end
 
 
@@ -366,8 +372,8 @@ def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
     arena, start, operand = words.block.arena, words.block.start, Operand()
     if operand.process is not process:
         raise _process.Forked
-    for slot in range(at.BIAS_SLOTS):
-        place, h = start + at.BLOCK_BIASES + slot, start + at.BLOCK_HOLDS + slot
+    for slot in range(words.bias_slots):
+        place, h = start + at.BLOCK_BIASES + slot, words.first_hold + slot
         owner, key = words.view[place], (arena.identity, words.block.index, slot)
         if owner == process.word:
             is_free = _claims.get(key) in (None, words)  # of an object that is gone, or of an attempt that was interrupted

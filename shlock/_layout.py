@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
-VERSION: Final = 4
+VERSION: Final = 5
 
 WORD: Final = 8  # bytes
 WORD_MASK: Final = (1 << 64) - 1
@@ -138,12 +138,12 @@ BLOCK_MORE: Final = 6  # index of the first extension block; 0 = none
 BLOCK_SENTENCE: Final = 7  # identity of the owner whom the supervisor kills, and why (a reason in the place of the flags)
 BLOCK_CELLS: Final = 8  # 8 cells here, then EXTENSION_CELLS in every extension
 BLOCK_WORDS: Final = 16
-# A ring has no cells either.
-BLOCK_PLACE: Final = 11  # TAIL or HEAD
-BLOCK_INTENT: Final = 12  # two words; of consumers, TAKING behind them
+# A ring has no cells either.  What is before these words is of the lease, or of the bias.
+BLOCK_PLACE: Final = 12  # TAIL or HEAD
+BLOCK_INTENT: Final = 13  # two words; of consumers, TAKING behind them
 # Nor has a queue, or a slot of its (``_taken``), whose AFTER is in the place of HEAD.
-BLOCK_LENGTH: Final = 12  # bytes of the item in a slot
-BLOCK_STATE: Final = 13  # of a slot
+BLOCK_LENGTH: Final = 13  # bytes of the item in a slot
+BLOCK_STATE: Final = 14  # of a slot
 BLOCK_MOST_ITEMS: Final = 11
 BLOCK_MOST_DELIVERIES: Final = 12
 BLOCK_RETURNED: Final = 13  # a hint: there may be an item in a slot that nobody holds
@@ -152,11 +152,9 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
-# Nor have others, which may be biased; nor a parameter.
+# Nor have others, which may be biased, and the two ends of a ring; nor have these a parameter.
 BLOCK_GENERATION: Final = 2  # how often it was
-BLOCK_BIASES: Final = 8  # BIAS_SLOTS words: identity of who claimed the slot
-BLOCK_HOLDS: Final = 11  # BIAS_SLOTS words: H of each slot
-BIAS_SLOTS: Final = 3
+BLOCK_BIASES: Final = 8  # for each slot a word, the identity of who claimed it; and then for each slot another one, its H
 INSIDE: Final = 0  # of H: its process is in
 OUTSIDE: Final = 1  # it is not, and may go in
 SHUT: Final = 1 << 32  # it is not, and cannot go in: to the C library a semaphore without a permit
@@ -187,6 +185,8 @@ KIND_NAMES: Final = (
 )  # fmt: skip
 #: Whose words may be reserved (``_handover``).  Not those of an RWLock, whose readers stand in another line.
 OWNED_KINDS: Final = (LOCK, RLOCK, GUARDED, CHANNEL, QUEUE)
+#: For how many slots of the bias there is room, by kind.
+BIAS_SLOTS: Final = {LOCK: 3, RLOCK: 3, CHANNEL: 2, QUEUE: 2}
 KIND: Final = 0xFF
 POLICY_SHIFT: Final = 8
 POLICY: Final = 0xFF << POLICY_SHIFT
@@ -306,6 +306,11 @@ def names_slot(word: int) -> bool:
 def biased(slot: int, generation: int) -> int:
     """The word of a lock that is kept for the process which has claimed a slot."""
     return generation << GENERATION_SHIFT | slot << BIAS_SLOT_SHIFT | BIASED
+
+
+def bias_slots(kind_word: int) -> int:
+    """How many slots of the bias a control block has; 0: its words are used for something else."""
+    return 0 if kind_word & LEASED else BIAS_SLOTS.get(kind_word & KIND, 0)
 
 
 def slot_in(word: int) -> int:

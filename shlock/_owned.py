@@ -112,11 +112,11 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "biased", "block", "credit", "depth", "door", "finishing", "go_in", "go_out", "grant", "granted",
-        "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside", "is_inherited", "is_lock", "kept",
-        "lease_began", "lease_doubt", "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looked", "looks", "lowest",
-        "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking", "places", "policy",
-        "rally", "skips", "slot", "turn", "users", "view", "zero",
+        "__weakref__", "bias_slots", "biased", "block", "credit", "depth", "door", "finishing", "first_hold", "go_in",
+        "go_out", "grant", "granted", "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside", "is_inherited",
+        "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looked",
+        "looks", "lowest", "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking",
+        "places", "policy", "rally", "skips", "slot", "turn", "users", "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -157,6 +157,8 @@ class OwnedWords:
         self.inside, self.has_door = CellType(0), CellType(False)
         self.lowest, self.mark, self.credit = CellType(None), CellType(0), CellType(0)  # the lowest byte of W, and what it is
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
+        self.bias_slots = at.bias_slots(block.kind_word)
+        self.first_hold = block.start + at.BLOCK_BIASES + self.bias_slots  # where the H of the slots lie
         self.door: Door | None = None
         self.leaver = 0  # which of our threads is giving the bias back
         self.users: list[weakref.ref[Any]] = []  # objects whose functions depend on whether there is a door

@@ -12,6 +12,8 @@ the memory that is in use grows and shrinks with what is waiting.
 
 Producers have a lock, consumers another one (those of ``_owned``, which outlive their holders), and each writes only what is
 its own: TAIL, message and link the one, HEAD the other.  A chunk is made USED by producers and anything else by consumers.
+Either lock may be biased (``_bias``), as it soon is where one process puts and another one takes; what is repaired after a
+death does not depend on how the dead one got in.  Leased ones, and so those of the machine, never are.
 
     # R1  a message is visible only when it is whole: TAIL is stored last, in one step
     # R2  a message is gone only when it was read to its end: HEAD is stored last, in one step; a consumer that dies before
@@ -40,8 +42,10 @@ Who finds the ring empty (or full) parks at the word READABLE (or WRITABLE) of t
 looks again, and sleeps.  Who puts a message there (or takes one away) clears PARKED and then wakes one, who either acts and
 then wakes the next if there is more to do, or passes the wake-up on: it marks the word for those who still sleep, looks, and
 wakes the next.  A chosen producer for whose message there is still no room wakes the one behind it: that one's may be smaller.
-Storing TAIL before looking at PARKED needs a fence in between: that is the release of the lock.  So nobody sleeps beside a
-message without a death; a wake-up that dies with the process which owed it is made up for by the sleeper's poll.
+Storing TAIL before looking at PARKED needs a fence in between: on x86-64 that is the release of the lock, a locked instruction
+also where it is done by the door of a biased lock; elsewhere the door's release orders only what comes before it, and there is
+a fence of our own.  So nobody sleeps beside a message without a death; a wake-up that dies with the process which owed it is
+made up for by the sleeper's poll.
 """
 
 from __future__ import annotations
@@ -55,8 +59,8 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from . import _bias, _process
 from . import _layout as at
-from . import _process
 from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
 from ._geometry import (
@@ -108,6 +112,9 @@ ATTENTION: Final = at.PARKED | SHUT
 COUNT: Final = PLACE
 ONE: Final = 1 << COUNT_SHIFT
 HIGH: Final = COUNT << COUNT_SHIFT
+#: Added to its length, and divided by 8: how far TAIL or HEAD moves by a message.
+STEP: Final = 8 * ONE + 15
+WORD_MASK: Final = at.WORD_MASK
 
 _NO_MEMORY_BYTE, *_WITH_MEMORY = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
 _FREE_BYTE, _USED_BYTE, _LEFT_BYTE = _WITH_MEMORY
@@ -130,6 +137,14 @@ LONGEST_COPY: Final = 300_000
 
 class _End:
     """What producers and consumers have in common: the words, the table, a mapping of the chunks, and waiting."""
+
+    # In an object with more than 30 attributes and no slots, the interpreter takes three times as long to find each.
+    __slots__ = (
+        "__weakref__", "_busy", "_known", "_mapped", "_nothing", "_their_intent", "_writable_data", "arena", "chunk", "data",
+        "geometry", "head", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping", "mask", "memory",
+        "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail", "text", "view",
+        "way_in", "words", "writable", "writable_block",
+    )  # fmt: skip
 
     def __init__(
         self, memory: Memory, control: int, which: int, geometry: Geometry, name: str, terms: Terms | None, needs: str
@@ -158,13 +173,13 @@ class _End:
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
         self.intent = 0  # that of this end
-        #: By the word at which a thread waits: the lock of those for whom it waits.
-        self._busy = {self.readable_block.index: producers.word, self.writable_block.index: consumers.word}
+        #: By the word at which a thread waits: the control block with the lock of those for whom it waits.
+        self._busy = {self.readable_block.index: producers, self.writable_block.index: consumers}
         self.lent: memoryview | None = None
         self._their_intent = consumers.start + at.BLOCK_INTENT
         self._writable_data = which == PRODUCERS and self.is_allowed
         self._mapped = 0  # bytes of chunks
-        self.lock = Lock._over(memory.control(control + which), terms, needs=needs)
+        self.lock = Lock._over(memory.control(control + which), terms, needs=needs, may_be_biased=True)
         self.lock._words.policy = IGNORE  # whatever stands there
         self.way_in: Lock | Within = self.lock  # or within a block in place one that knows of it
         self.lender: Lender
@@ -384,8 +399,10 @@ class _End:
 
     def _comes_while_they_copy(self, block: Block, condition: Callable[[], bool]) -> bool:
         """Look a while longer, if another process is inside at the other end; False at once if none is."""
-        lock = self._busy.get(block.index)
-        if CORES < 2 or lock is None or at.process_in(self.view[lock]) in (0, _process.current.word):
+        busy, view = self._busy.get(block.index), self.view
+        if CORES < 2 or busy is None:
+            return False
+        if at.process_in(_bias.ordinary(view, busy.start, view[busy.word])) in (0, _process.current.word):
             return False
         end = SYSTEM.monotonic_ns() + LONGEST_COPY
         while SYSTEM.monotonic_ns() < end:
@@ -534,6 +551,8 @@ class _Waiter:
 class Producer(_End):
     """The side of a ring on which messages are put, in this process."""
 
+    __slots__ = ("_consumers", "_head_seen", "longest", "look_for_the_dead")
+
     def __init__(
         self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None, needs: str = "send"
     ) -> None:
@@ -574,9 +593,11 @@ class Producer(_End):
                     crash_points[0]("C30 bytes written")
                 if IS_WEAK:
                     fence()
-                view[self.tail] = tail + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R1
+                view[self.tail] = tail + (length + STEP >> 3) & WORD_MASK  # R1
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
+            if IS_WEAK:
+                fence()  # R7
             if view[self.readable] & ATTENTION:
                 self.tell()
         except BaseException as error:
@@ -594,8 +615,7 @@ class Producer(_End):
                 for offset, part in parts:
                     self.data[place + 8 + offset : place + 8 + offset + len(part)] = part
                 self.finish(place, length, tag)
-            if self.view[self.readable] & ATTENTION:
-                self.tell()
+            self.tell()
         except BaseException as error:
             raise self.failed(self.readable_block, error, process) from None
         return True
@@ -658,7 +678,7 @@ class Producer(_End):
                     view[self.tail] = (count + done & COUNT) << COUNT_SHIFT | place >> 3
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
-            if done and view[self.readable] & ATTENTION:
+            if done:
                 self.tell(done)
         except BaseException as error:
             raise self.failed(self.readable_block, error, process) from None
@@ -825,6 +845,8 @@ class Producer(_End):
 
     def tell(self, count: int = 1) -> None:
         """Without the lock: wake who waits for so many messages.  BrokenPipeError if nobody will take any."""
+        if IS_WEAK:
+            fence()  # R7
         w = self.view[self.readable]
         if w & at.PARKED:
             self.wake(self.readable_block, count)
@@ -849,6 +871,8 @@ def _keep_memory_for(size: int) -> None:
 
 class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
+
+    __slots__ = ("_left",)
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
@@ -881,11 +905,13 @@ class Consumer(_End):
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 if left is None:
-                    view[self.head] = head + (ONE + (length + 15 >> 3)) & at.WORD_MASK  # R2
+                    view[self.head] = head + (length + STEP >> 3) & WORD_MASK  # R2
                 else:
                     self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
+            if IS_WEAK:
+                fence()  # R7
             if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
                 self.wake(self.writable_block)
         except BaseException as error:
@@ -932,6 +958,8 @@ class Consumer(_End):
                 self._step(head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
+            if IS_WEAK:
+                fence()  # R7
             if view[self.writable] & at.PARKED and (left or self.most_messages != COUNT or self.is_empty()):
                 self.wake(self.writable_block, count)
         except BaseException as error:
@@ -1014,5 +1042,7 @@ class Consumer(_End):
 
     def tell(self) -> None:
         """Without the lock, after ``finish``: wake who waits for room."""
+        if IS_WEAK:
+            fence()  # R7
         if self.view[self.writable] & at.PARKED:
             self.wake(self.writable_block)

@@ -107,10 +107,9 @@ class _Messages:
 
         Blocks as ``send_bytes``.  Whatever is raised while it is pickled, nothing was sent.
         """
-        out = self._out
-        out.put  # noqa: B018 - OSError of a closed end comes before whatever is wrong with the object
+        put = self._out.put  # OSError of a closed end comes before whatever is wrong with the object
         tag, body = _pickling.dumps(obj)
-        if tag == _pickling.OUT_OF_BAND or timeout is not None or not out.put(body, tag):
+        if tag == _pickling.OUT_OF_BAND or timeout is not None or not put(body, tag):
             self._put_slowly(tag, body, timeout)
 
     def send_many(self, messages: Iterable[Any], *, timeout: float | None = None) -> None:

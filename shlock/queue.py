@@ -391,10 +391,9 @@ class Queue(_Items):
         ValueError if the item is larger than the longest that fits, OSError if there is no memory for it.  Whatever is raised
         here, nothing was put.
         """
-        out = self._out
-        out.put  # noqa: B018 - ValueError of a closed queue comes before whatever is wrong with the object
+        put = self._out.put  # ValueError of a closed queue comes before whatever is wrong with the object
         tag, body = (_pickling.OBJECT_IS_BYTES, obj) if obj.__class__ is bytes else _pickling.dumps(obj)
-        if tag == _pickling.OUT_OF_BAND or timeout is not None or not block or not out.put(body, tag):
+        if tag == _pickling.OUT_OF_BAND or timeout is not None or not block or not put(body, tag):
             self._put_slowly(tag, body, block, timeout)
 
     def _put_slowly(self, tag: int, body: Any, block: bool, timeout: float | None) -> None:

@@ -30,7 +30,7 @@ from multiprocessing import process as mp_process
 from threading import BrokenBarrierError
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from . import _anonymous, _machine, _names, _process
+from . import _anonymous, _bias, _machine, _names, _process
 from . import _layout as at
 from ._arena import Block, Declaration
 from ._counting import BarrierWord, ConditionWord, EventWord, SemaphoreWord
@@ -381,10 +381,13 @@ class Lock(_Owned):
         self._open(declaration, name, domain)
 
     @classmethod
-    def _over(cls, block: Block, terms: Terms | None = None, needs: str = "acquire") -> Lock:
+    def _over(cls, block: Block, terms: Terms | None = None, needs: str = "acquire", *, may_be_biased: bool = False) -> Lock:
         """The lock of a control block of something larger, whose contract must allow what ``needs`` says."""
         lock = cls.__new__(cls)
         lock._terms, lock._needs = terms, needs
+        words = owned_words(block, [block.word])  # kept until the lock has it
+        if may_be_biased:
+            _bias.allow(words)
         lock._bind(block)
         return lock
 

@@ -216,7 +216,7 @@ def test_a_grant_that_is_interrupted_again_and_again_uses_up_no_slot(lock: Any, 
 
     with monkeypatch.context() as patched:
         patched.setattr(_bias, "make_door", interrupt)
-        for _ in range(at.BIAS_SLOTS + 1):
+        for _ in range(at.BIAS_SLOTS[at.LOCK] + 1):
             lock.acquire()
             want_it(lock)
             with pytest.raises(KeyboardInterrupt):
@@ -411,10 +411,10 @@ def test_so_many_processes_as_there_are_slots_have_had_it(domain: str) -> None:
         return done
 
     page[READY] = 0
-    children = [Child(claim, number) for number in range(at.BIAS_SLOTS + 1)]
-    eventually(lambda: page[READY] == at.BIAS_SLOTS + 1)
+    children = [Child(claim, number) for number in range(at.BIAS_SLOTS[at.LOCK] + 1)]
+    eventually(lambda: page[READY] == at.BIAS_SLOTS[at.LOCK] + 1)
     page[OVER] = 1
-    assert [child.result() for child in children] == [True] * at.BIAS_SLOTS + [False]
+    assert [child.result() for child in children] == [True] * at.BIAS_SLOTS[at.LOCK] + [False]
     for child in children:
         child.wait()
     bias(lock)  # they are dead: their slots are free again
@@ -422,7 +422,7 @@ def test_so_many_processes_as_there_are_slots_have_had_it(domain: str) -> None:
 
 def test_an_object_that_is_dropped_leaves_its_slot_to_the_next(domain: str) -> None:
     keep = shlock.Lock("b", domain=domain)  # keeps the arena
-    for _ in range(2 * at.BIAS_SLOTS):
+    for _ in range(2 * at.BIAS_SLOTS[at.LOCK]):
         bias(shlock.Lock("a", domain=domain))
         gc.collect()
     assert not keep.locked()

@@ -546,10 +546,10 @@ def test_a_receiver_that_was_woken_wakes_the_next_one(
     for way in (ways[first], ways["recv"], ways["peek"]):
         threads.append(InThread(way))
         eventually(lambda: threads[-1].is_parked_at(other))
-    channel._out.wake = lambda *_: None  # all three messages come before anybody is woken
-    for number in range(3):
-        channel.send(number)
-    del channel._out.wake
+    with monkeypatch.context() as patched:
+        patched.setattr(_ring.Producer, "wake", lambda *_: None)  # all three messages come before anybody is woken
+        for number in range(3):
+            channel.send(number)
     channel._out.tell()
     for thread in threads:
         thread.result()
@@ -1218,14 +1218,16 @@ os._exit(0)
 """
 
 
+@pytest.mark.parametrize("mode", ["never", "adaptive"])
 @pytest.mark.parametrize("kind", ["channel", "pipe"])
-def test_no_system_call_of_a_producer_and_a_consumer_that_never_run_empty_or_full(kind: str, tmp_path: Path) -> None:
+def test_no_system_call_of_a_producer_and_a_consumer_that_never_run_empty_or_full(kind: str, mode: str, tmp_path: Path) -> None:
     if reason := tracing_works():
         pytest.skip(reason)
     trace = tmp_path / "trace"
     source = STEADY.replace("{channel}", LOOPS["bytes" if kind == "channel" else "Pipe"][0])
     command = ["strace", "-f", "-qq", "-o", str(trace), sys.executable, "-c", source]
-    subprocess.run(command, env=program_environment(), check=True, timeout=2 * PATIENCE, capture_output=True)
+    environment = {**program_environment(), "SHLOCK_BIAS": mode}
+    subprocess.run(command, env=environment, check=True, timeout=2 * PATIENCE, capture_output=True)
     lines = trace.read_text().splitlines()
     for process in ("1", "2"):
         begin, end = (

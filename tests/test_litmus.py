@@ -104,8 +104,8 @@ class SlowDoor:
 
     def replace_that_of(self, words: Any, is_fenced: bool) -> None:
         """Of a lock that has just been biased to this process."""
-        memory, block = words.block.arena.words.address, words.block.start
-        h, w = block + at.BLOCK_HOLDS + words.slot, words.places[0][0]
+        memory = words.block.arena.words.address
+        h, w = words.first_hold + words.slot, words.places[0][0]
         ctypes.c_void_p.in_dll(self.library, "h").value = memory + at.WORD * h
         ctypes.c_void_p.in_dll(self.library, "w").value = memory + at.WORD * w + at.byte_of(0)
         self.release = words.door.release

@@ -669,7 +669,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         Bound(2),
         "_bias.revoke",
         "_shut(words, slot) == at.INSIDE",
-        "view[start + at.BLOCK_HOLDS + slot] == at.INSIDE",
+        "view[words.first_hold + slot] == at.INSIDE",
         "released too many times",  # the owner's release finds that W is somebody else's
     ),
     "a_release_that_looks_at_the_word_before_its_post": (

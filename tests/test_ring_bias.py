@@ -1,0 +1,452 @@
+"""The locks of a ring, each biased to the process that uses its end (`shlock/_ring.py`, `shlock/_bias.py`).
+
+The crash points of rings are all visited once more, with every lock biased, by what ``test_modes`` runs.  Here is what only a
+bias can do to a ring: who gets it and who takes it away, a death by the door, who looks at the word without taking the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from support import PATIENCE, Child, DieAtLabel, Page, eventually, watch_steps
+
+import shlock
+from shlock import _bias, _process, _ring
+from shlock import _layout as at
+from shlock._parking import POLL_INTERVAL
+
+pytestmark = pytest.mark.skipif(not _bias.is_possible(), reason="no lock is ever biased here")
+
+GO, OVER = range(2)
+MANY = _bias.FIRST_CREDIT + 100  # messages after which the locks of a steady pair are biased
+WRITTEN, SENT, READ, GONE = "C30 bytes written", "C31 TAIL stored", "C33 bytes read", "C34 HEAD stored"
+
+
+@dataclass
+class Pair:
+    """The two ends of something that has a ring."""
+
+    out: _ring.Producer
+    into: _ring.Consumer
+    put: Callable[[Any], Any]
+    get: Callable[[], Any]
+    whole: Any  # what keeps it
+
+
+def _pipe() -> Pair:
+    reader, writer = shlock.Pipe(duplex=False)
+    return Pair(writer._out, reader._in, writer.send, lambda: reader.recv(timeout=PATIENCE), (reader, writer))
+
+
+def _channel() -> Pair:
+    channel = shlock.Channel(size=20_000)
+    other = channel.other_end()
+    return Pair(channel._out, other._in, channel.send, lambda: other.recv(timeout=PATIENCE), channel)
+
+
+def _queue() -> Pair:
+    queue = shlock.Queue()
+    return Pair(queue._out, queue._in, queue.put, lambda: queue.get(timeout=PATIENCE), queue)
+
+
+KINDS = {"pipe": _pipe, "channel": _channel, "queue": _queue}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """For the locks that are made from now on, also in children."""
+    monkeypatch.setattr(_bias, "_chosen", mode)
+
+
+def word_of(end: Any) -> int:
+    word: int = end.view[end.lock._block.word]
+    return word
+
+
+def has_it(end: Any) -> int | None:
+    """Which process the lock of an end is biased to."""
+    w, block = word_of(end), end.lock._block
+    if w & at.REVOKED != at.BIASED:
+        return None
+    return _process.pid_of(end.view[block.start + at.BLOCK_BIASES + at.slot_in(w)])
+
+
+def bias(end: Any, use: Callable[[], Any]) -> None:
+    """Have its lock biased to this process; ``use``: what takes it."""
+    words = end.lock._words
+    for _ in range(3):  # it may still have the door of a bias that was revoked
+        words.limit, words.credit.cell_contents = _bias.FIRST_CREDIT, 0
+        use()
+    assert has_it(end) == os.getpid()
+
+
+# -- who has it -----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_steady_pair_each_has_the_lock_of_its_end_until_another_one_comes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, "adaptive")
+    pair, page = KINDS[kind](), Page()
+
+    def produce(seat: int) -> None:
+        for number in range(MANY):
+            pair.put((seat, number))
+
+    def first() -> None:
+        produce(0)
+        eventually(lambda: page[GO])
+        produce(0)
+
+    producer = Child(first)
+    found = [pair.get() for _ in range(MANY)]
+    assert (has_it(pair.out), has_it(pair.into)) == (producer.pid, os.getpid())
+    assert pair.out.lock.owner is None
+    pair.put((1, 0))
+    assert has_it(pair.out) is None
+    assert has_it(pair.into) == os.getpid(), "the other end's has nothing to do with it"
+    page[GO] = 1
+    found += [pair.get() for _ in range(MANY + 1)]
+    producer.result()
+    assert [number for seat, number in found if seat == 0] == [*range(MANY), *range(MANY)]
+    assert [number for seat, number in found if seat == 1] == [0]
+    other = Child(pair.put, (2, 0))
+    assert pair.get() == (2, 0)
+    other.result()
+
+
+def test_producers_and_consumers_in_a_crowd_lose_nothing_where_all_is_biased(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, "always")
+    pair, each = KINDS[kind](), 600
+
+    def produce(seat: int) -> None:
+        for number in range(each):
+            pair.put((seat, number))
+
+    producers = [Child(produce, seat) for seat in range(2)]
+    consumers = [Child(lambda: [pair.get() for _ in range(each)]) for _ in range(2)]
+    found = [consumer.result() for consumer in consumers]
+    for producer in producers:
+        producer.result()
+    assert sorted(found[0] + found[1]) == [(seat, number) for seat in range(2) for number in range(each)]
+    for one in found:
+        for seat in range(2):
+            numbers = [number for producer, number in one if producer == seat]
+            assert numbers == sorted(numbers)
+
+
+def test_a_ring_has_a_slot_for_one_that_does_not_come_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has lost a bias keeps its slot until it uses the lock again."""
+    choose(monkeypatch, "always")
+    pair, page = KINDS[kind](), Page()
+
+    def claim() -> bool:
+        for _ in range(2):
+            pair.put(b"x")
+        done = has_it(pair.out) == os.getpid()
+        page[GO] += 1
+        eventually(lambda: page[OVER])
+        return done
+
+    slots = at.bias_slots(pair.out.lock._block.kind_word)
+    children = []
+    for number in range(slots + 1):
+        children.append(Child(claim))
+        eventually(lambda: page[GO] == number + 1)
+    page[OVER] = 1
+    assert [child.result() for child in children] == [True] * slots + [False]
+    assert slots == 2
+    assert [pair.get() for _ in range(2 * (slots + 1))] == [b"x"] * 2 * (slots + 1)
+
+
+def test_the_words_of_the_bias_are_nothing_else() -> None:
+    ends = {at.LOCK: at.BLOCK_CONFIRMED, at.RLOCK: at.BLOCK_CONFIRMED, at.CHANNEL: at.BLOCK_PLACE, at.QUEUE: at.BLOCK_PLACE}
+    for kind in range(at.EXTENSION + 1):
+        assert at.BLOCK_BIASES + 2 * at.bias_slots(kind) <= ends.get(kind, at.BLOCK_BIASES)
+        assert at.bias_slots(kind | at.LEASED) == 0
+
+
+def test_slots_of_a_queue_and_the_ends_of_what_is_leased_are_never_biased(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "always")
+    queue = shlock.Queue()
+    for number in range(4):
+        queue.put(number)
+        with queue.take() as item:
+            assert item == number
+    (slot,) = queue._slots._slots.values()
+    assert not word_of(slot) & at.REVOKED
+    assert has_it(queue._out) == has_it(queue._in) == os.getpid()
+    with shlock.Supervisor(domain):
+        channel = shlock.Channel("leased", size=4096, domain=domain, lease=10.0)
+        other = channel.other_end()
+        for number in range(4):
+            channel.send(number)
+            assert other.recv() == number
+        for end in (channel._out, other._in):
+            assert not word_of(end) & at.REVOKED
+            assert end.lock._words.limit == _bias.NEVER
+        del channel, other, end
+
+
+@pytest.mark.parametrize("flags", [at.BIASED, at.REVOKING])
+@pytest.mark.parametrize("slot", range(at.BIAS_SLOT_MASK + 1))
+def test_a_word_that_names_a_slot_which_nobody_has_is_free(flags: int, slot: int, kind: str) -> None:
+    """R8: whatever stands in the lock, TAIL and HEAD are not what a slot is made of."""
+    pair = KINDS[kind]()
+    for number in range(3):  # or TAIL would be INSIDE
+        pair.put(number)
+    pair.get()
+    for end in (pair.out, pair.into):
+        words, block = end.lock._words, end.lock._block
+        end.view[words.first_hold + 1] = at.SHUT
+        if slot < words.bias_slots:
+            end.view[words.first_hold + slot] = at.OUTSIDE
+        end.view[block.word] = at.biased(slot, 5) ^ at.BIASED | flags
+        before = end.view[end.tail], end.view[end.head]
+        assert not end.lock.locked()
+        assert end.lock.acquire(False)
+        end.lock.release()
+        assert (end.view[end.tail], end.view[end.head]) == before
+        assert word_of(end) == 0
+    assert [pair.get() for _ in range(2)] == [1, 2]
+
+
+# -- death ----------------------------------------------------------------------------------------------------------------
+
+
+def die_inside(end: Any, label: str, use: Callable[[], Any]) -> None:
+    """Be killed there, having got in by the door."""
+    bias(end, use)
+    step = DieAtLabel(label, 1)
+
+    step.before_death = lambda: None if is_inside(end) else os._exit(77)
+    watch_steps(step)
+    use()
+
+
+def assert_killed(child: Child) -> None:
+    assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("label", [WRITTEN, SENT])
+def test_a_producer_that_is_killed_inside_by_the_door_has_sent_its_message_or_not(kind: str, label: str) -> None:
+    pair, put = KINDS[kind](), iter(range(100))
+    assert_killed(Child(die_inside, pair.out, label, lambda: pair.put(next(put))))
+    confirmed = 3 + (label == SENT)
+    assert Child(pair.put, 50).result() is None
+    pair.put(60)
+    assert [pair.get() for _ in range(confirmed + 2)] == [*range(confirmed), 50, 60]
+    assert pair.into.is_empty()
+    bias(pair.out, lambda: pair.put(0))
+
+
+@pytest.mark.parametrize("label", [READ, GONE])
+def test_a_consumer_that_is_killed_inside_by_the_door_has_taken_its_message_or_not(kind: str, label: str) -> None:
+    pair = KINDS[kind]()
+    for number in range(10):
+        pair.put(number)
+    assert_killed(Child(die_inside, pair.into, label, pair.get))
+    taken = 3 + (label == GONE)
+    assert Child(pair.get).result() == taken
+    assert [pair.get() for _ in range(taken + 1, 10)] == [*range(taken + 1, 10)]
+    assert pair.into.is_empty()
+    pair.put(10)
+    pair.put(11)
+    pair.put(12)
+    bias(pair.into, pair.get)
+
+
+@pytest.mark.parametrize("label", ["C40 TAKING set", "C41 slot filled", "C42 HEAD moved"])
+def test_the_heir_of_one_that_takes_and_is_killed_inside_by_the_door_decides_where_the_item_is(label: str) -> None:
+    """T3: nobody else gets in by a door before the heir has decided."""
+    queue = shlock.Queue()
+    for number in range(10):
+        queue.put(number)
+
+    def take() -> None:
+        with queue.take():
+            pass
+
+    assert_killed(Child(die_inside, queue._in, label, take))
+    assert sorted(queue.get(timeout=PATIENCE) for _ in range(7)) == [*range(3, 10)]
+    assert queue.empty()
+    assert not queue._in.view[queue._slots.taking]
+
+
+@pytest.mark.parametrize("label", [None, "C32 chunks taken, link written", "C35 HEAD stored, chunks USED"])
+def test_chunks_that_one_kept_who_was_killed_inside_by_the_door_are_used_again(label: str | None) -> None:
+    """What is repaired does not depend on how the dead one got in; a producer does it that does not wait for the lock (C35)."""
+    channel = shlock.Channel(size=20_000)
+    other = channel.other_end()
+
+    def send(length: int = 9000) -> None:
+        channel.send_bytes(bytes(length))
+
+    def die() -> None:
+        bias(channel._out, lambda: send(1))
+        bias(other._in, other.recv_bytes)
+        if end is other._in:
+            send()
+        step = DieAtLabel(label or "", 1)
+        step.before_death = lambda: None if is_inside(end) else os._exit(77)
+        watch_steps(step)
+        (send if end is channel._out else other.recv_bytes)()
+
+    if label is None:
+        send()
+        other.recv_bytes()
+        end = None
+    else:
+        end = other._in if "HEAD" in label else channel._out
+        assert_killed(Child(die))
+    room = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            channel.send_bytes(bytes(7000), timeout=5 * POLL_INTERVAL)
+            room += 1
+    assert room == 2  # else one
+    assert [len(other.recv_bytes(timeout=PATIENCE)) for _ in range(room)] == [7000] * room
+
+
+def is_inside(end: Any) -> bool:
+    """Whether this process is in by the door."""
+    return bool(end.lock._words.inside.cell_contents and word_of(end) & at.REVOKED == at.BIASED)
+
+
+# -- who looks ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_message_looks_longer_while_somebody_is_inside_by_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ring, "CORES", 2)
+    monkeypatch.setattr(_ring, "LONGEST_COPY", 1 << 62)
+    channel, page = shlock.Channel(size=20_000), Page()
+    other = channel.other_end()
+
+    def send_slowly() -> None:
+        bias(channel._out, lambda: channel.send_bytes(b""))
+        with channel.reserve(10):
+            page[GO] = 1
+            eventually(lambda: page[OVER])
+
+    def look() -> bool:
+        looks.append(1)
+        return len(looks) > 3
+
+    looks: list[int] = []
+    sender = Child(send_slowly)
+    eventually(lambda: page[GO])
+    assert channel._out.lock.owner.pid == sender.pid
+    assert other._in._comes_while_they_copy(other._in.readable_block, look)
+    assert len(looks) == 4
+    page[OVER] = 1
+    sender.result()
+    assert has_it(channel._out) == sender.pid
+    assert not other._in._comes_while_they_copy(other._in.readable_block, look), "nobody is inside"
+
+
+def test_a_thread_that_is_inside_by_the_door_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = shlock.Channel(size=20_000)
+    other = channel.other_end()
+    bias(channel._out, lambda: channel.send_bytes(b""))
+    with channel.reserve(4) as view:
+        view[:] = b"1234"
+        with pytest.raises(RuntimeError, match="inside already"):
+            channel.send_bytes(b"x")
+    assert has_it(channel._out) == os.getpid()
+    assert [other.recv_bytes() for _ in range(4)] == [b"", b"", b"", b"1234"]
+
+
+def test_a_child_that_is_forked_inside_by_the_door_is_not_inside() -> None:
+    channel, page = shlock.Channel(size=20_000), Page()
+    other, lock = channel.other_end(), channel._out.lock
+
+    def in_child() -> bool:
+        if lock._words.is_mine() or lock.owner.pid != os.getppid():
+            return False
+        page[GO] = 1
+        eventually(lambda: not lock.locked())
+        return lock.acquire(False) and lock.owner.pid == os.getpid()
+
+    bias(channel._out, lambda: channel.send_bytes(b""))
+    with channel.reserve(4) as view:
+        view[:] = b"1234"
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                os._exit(0 if in_child() else 1)
+            os._exit(2)
+        eventually(lambda: page[GO])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [other.recv_bytes() for _ in range(4)] == [b"", b"", b"", b"1234"]
+    channel.send_bytes(b"y")
+    assert other.recv_bytes(timeout=PATIENCE) == b"y"
+
+
+WAYS: dict[str, Callable[[Any, Any], Any]] = {
+    "send_bytes": lambda channel, other: channel.send_bytes(b"x"),
+    "send in parts": lambda channel, other: channel.send(pickle.PickleBuffer(bytearray(9000))),
+    "send_many": lambda channel, other: channel.send_many([b"x"]),
+    "reserve": lambda channel, other: reserve(channel),
+    "recv_bytes": lambda channel, other: other.recv_bytes(),
+    "recv_many": lambda channel, other: other.recv_many(1),
+    "peek": lambda channel, other: peek(other),
+}
+
+
+def reserve(channel: Any) -> None:
+    with channel.reserve(1):
+        pass
+
+
+def peek(channel: Any) -> None:
+    with channel.peek():
+        pass
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_where_the_door_is_no_fence_there_is_one_before_it_is_looked_who_sleeps(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R7.  Where the processor keeps loads behind stores nobody can see the difference: so the order of the calls is tested."""
+    channel = shlock.Channel(size=40_000)
+    other = channel.other_end()
+    end = channel._out if way.startswith(("send", "reserve")) else other._in
+    for _ in range(5):
+        channel.send_bytes(b"x")
+    fenced: list[bool] = []
+    monkeypatch.setattr(_ring, "IS_WEAK", True)
+    monkeypatch.setattr(_ring, "fence", lambda: fenced.append(end.lock.locked()))
+
+    class Watched:
+        """Of READABLE and WRITABLE, when they are looked at."""
+
+        def __init__(self, view: Any) -> None:
+            self.view = view
+
+        def __getitem__(self, place: Any) -> Any:
+            if place in (end.readable, end.writable) and not end.lock.locked():
+                looked.append(fenced[-1:] == [False])
+            return self.view[place]
+
+        def __setitem__(self, place: Any, value: Any) -> None:
+            self.view[place] = value
+
+    looked: list[bool] = []
+    end.view = Watched(end.view)
+    WAYS[way](channel, other)
+    end.view = end.view.view
+    assert looked[:1] == [True]
