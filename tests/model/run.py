@@ -213,6 +213,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     # Precedence.
     holds("precedence-2-leave", **HAND_OVER, PRECEDENCE=1, WITHDRAW=1),
     holds("precedence-2-crash", **HAND_OVER, PRECEDENCE=1, CRASHES=1, POLL=1, size="quick"),
+    holds("precedence-2-crash-try", **HAND_OVER, PRECEDENCE=1, CRASHES=1, POLL=1, TRIERS=1, size="quick"),
     holds("precedence-3", THREADS=3, HANDOVER=1, PRECEDENCE=1, **SMALL),
     holds("precedence-3-crash", THREADS=3, HANDOVER=1, PRECEDENCE=1, CRASHES=1, POLL=1, ROUNDS=1, **SMALL),
     holds("precedence-3-leave", THREADS=3, HANDOVER=1, PRECEDENCE=1, WITHDRAW=1, ROUNDS=1, **SMALL),
