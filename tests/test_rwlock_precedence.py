@@ -27,7 +27,8 @@ from test_leased_readers import records_of, seen
 from test_rwlock import told
 
 import shlock
-from shlock import _sys
+from shlock import _layout as at
+from shlock import _parking, _sys
 from shlock.errors import ContractDenied, LeaseExpired
 
 INSIDE, OVER, STAYED, COUNT, GO, READY, COME = range(7)  # words of the page
@@ -331,6 +332,47 @@ def test_it_gives_way_once_to_one_that_is_stopped_and_gets_in(domain: str) -> No
     better.go_on()
     better.result()
     assert sorted(order(page, 2)) == [1, 2]
+
+
+# -- who gives up when it is chosen ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["deadline", "exception"])
+def test_the_line_is_woken_when_the_chosen_writer_gives_up(domain: str, why: str) -> None:
+    """Nobody polls here."""
+    page = Page(64)
+
+    def wait_for_ever() -> None:
+        _parking.POLL_INTERVAL = 1e6  # type: ignore[misc]
+        with table(domain, 1).read():
+            page[COUNT] += 1
+
+    def give_up() -> None:
+        rwlock = table(domain, 5)
+        words = rwlock._words
+
+        def at_point(label: str) -> None:
+            if label == "A6 before sleeping" and why == "exception":
+                raise KeyError
+            if label == "A8 before S is IDLE":
+                page[OVER] = 1
+                eventually(lambda: at.is_reservation(words.view[words.word]), "it is chosen")
+
+        _sys.crash_points[:] = [at_point]
+        timeout, error = (None, KeyError) if why == "exception" else (0.001, TimeoutError)
+        with pytest.raises(error), rwlock.write(timeout):
+            pass
+        page[COME] = 1
+        eventually(lambda: page[COUNT], "the reader is in", 2 * PATIENCE)
+
+    holder = hold(domain, page, "write", 9)
+    reader = wait_in_line(domain, Child(wait_for_ever))
+    writer = Child(give_up)
+    eventually(lambda: page[COME])
+    eventually(lambda: page[COUNT])
+    for child in (holder, writer, reader):
+        child.result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
 
 
 # -- somebody who dies ----------------------------------------------------------------------------------------------------
