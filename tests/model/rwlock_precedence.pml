@@ -33,10 +33,8 @@
  * LEFT is why a reader may go in by itself that saw W free: a writer that took W after that look, and does not let the reader
  * in, has changed its record, or finds it READING and waits.
  *
- * Four steps are here as they have to be, and not as _readers.py, _handover.py and _owned.py have them: LEFT, which is missing
- * (MUTATION W2_LEAVES_NO_MARK); that settle wakes the line where it leaves W free (SETTLE_NO_LINE); that a writer's poll hands
- * a dead owner's W over even where the poller is the first in line (POLL_TAKES_LATE); and that who does not wait does not take
- * it (A3_TAKES).
+ * Nobody takes a dead owner's W by itself, neither a poller that is the first in line (POLL_TAKES_LATE) nor who does not wait
+ * (A3_TAKES, of whom here is only that): it is handed over, and is free where nobody is in line.
  *
  * H2  Nobody is granted W, free or reserved, while a better writer is asleep that lives and comes.
  * H4  A chosen one that dies was not inside: nobody is told.  X3 of rwlock.pml says it.
