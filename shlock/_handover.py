@@ -13,15 +13,17 @@ spot of the chosen waiter, and nobody else gets in.
     F1  the first in line of the spots of this block, WAITING or NOTIFIED: precedence, then the longest wait
     F2  one is there: CAS(W: -> RESERVED for it|PARKED|DIED kept).  nobody: CAS(W: -> DIED kept).  failed: F0, if it is ours
     F3  look at the S of whom W is reserved for.  WAITING: CAS(S: -> NOTIFIED), post.  NOTIFIED: post, it may be napping.
-        not any more of that sequence: in vain -> F0
+        not any more of that sequence: in vain -> F0.   W free: wake one, and of an RWLock the readers, too
     A5  W is RESERVED for this very spot: CAS(w -> me|PARKED|DIED of w): in
     A8  the spot is IDLE, and W is RESERVED: F3, by whoever leaves
     poll  W is RESERVED for a dead process, or the same as LONGEST_RESERVATION ago: F0.  else F3's look
+          with precedence: W's owner is dead: F0 with DIED, also by who is the first in line, or does not wait; then F3
 
 F0 is why F2 may free the lock without waking anybody: who goes to sleep after F1 has set PARKED again, and F2 fails.  What is
 nobody's several may pass on at the same time, and one of them could take away the PARKED by which F2 of another was to fail:
 hence the number.  F3 begins with what W says, so anybody may do it, again and again; a reservation whose maker died after F2
-is found by the polls.
+is found by the polls.  With precedence nobody takes a dead owner's W by itself: whoever goes to sleep meanwhile, and is better,
+may find PARKED set already, and would not make that exchange fail.
 
     # H1  only the waiter for whom W is reserved leaves RESERVED by getting in: A1 and A2 see an owner
     # H2  with precedence, nobody is granted the lock while somebody better is asleep
@@ -126,13 +128,14 @@ def is_in_vain(parking: Parking, key: int, w: int) -> bool:
 def settle(parking: Parking, key: int) -> None:
     """F3, and F0 to F2 from there as long as it is in vain: whoever is to have the lock knows of it.
 
-    For a word that is free: wakes one.  May be interrupted, and called again.
+    For a word that is free: wakes one, and of an RWLock the line.  May be interrupted, and called again.
     """
     place = parking.layout.block(key) + at.BLOCK_WORD
     words = parking.words
     for _ in range(MOST_TRIES):
         w = words.load(place)
         if not w & at.OWNER or at.names_slot(w):  # who comes then sees to it that it is an ordinary word
+            _wake_line(parking, key)
             parking.unpark_one(key)
             return
         if not at.is_reservation(w):
@@ -143,6 +146,15 @@ def settle(parking: Parking, key: int) -> None:
         index = at.reserved_spot(w)
         if parking.call(index, words.load(parking.state_first + index)):
             return
+
+
+def _wake_line(parking: Parking, key: int) -> None:
+    """Of an RWLock: its readers, who are parked under a key of their own."""
+    load, block = parking.words.load, parking.layout.block(key)
+    if load(block + at.BLOCK_KIND) & at.KIND == at.RWLOCK:
+        line = load(block + at.BLOCK_MORE)
+        if 0 < line < parking.layout.blocks:
+            parking.unpark_many(line)
 
 
 def pass_on(parking: Parking, key: int, w: int, *, keep: int | None = None, alive: bool = False, but: int = -1) -> bool:

@@ -80,6 +80,7 @@ DRAINING: Final = 1 << 0  # the owner of W waits for the readers that are inside
 SUSPECT: Final = 1 << 1  # and a death inside was still to be told when it began
 CROWDED: Final = 1 << 2  # somebody waits for a record
 IN_LINE: Final = 1 << 0  # in a record: the reader waits for the writer
+LEFT: Final = 1 << 1  # beside IN_LINE: a writer has gone by that did not let it in, and the reader has not looked since
 
 ARRIVED: Final = 1 << 0  # Barrier, word of a party: it waits in this round
 

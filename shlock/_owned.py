@@ -75,7 +75,7 @@ from . import _layout as at
 from ._arena import Block
 from ._atomic import Door, Operand, Pointer, borrow_operand, give_back, new_cell, pointer
 from ._deadlock import Wait, copy_of
-from ._handover import LONGEST_RESERVATION, first_in_line, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
+from ._handover import LONGEST_RESERVATION, is_for, is_in_vain, is_of_the_dead, pass_on, prepare, settle
 from ._parking import POLL_INTERVAL, Spot, deadline_after, parking_of
 from ._process import Forked
 from ._sys import SYSTEM, crash_points
@@ -645,12 +645,10 @@ class OwnerWaiter:
                 self.mark.compare_exchange(place[1], w, at.DIED)
                 self._refuse_if_poisoned(view[place[0]])
                 continue
-            if spot is not None and words.is_ranked():
-                first = first_in_line(words.parking, self.index, alive=True)
-                if first not in (None, spot.index):
-                    if pass_on(words.parking, self.index, w, keep=at.DIED, alive=True):
-                        settle(words.parking, self.index)
-                    continue
+            if words.is_ranked():  # to the first in line, whoever that is by then: perhaps to this thread
+                if pass_on(words.parking, self.index, w, keep=at.DIED, alive=True):
+                    settle(words.parking, self.index)
+                continue
             self.place = place
             self.died = True
             if self.take.compare_exchange(place[1], w, _process.current.word | at.PARKED | at.DIED):

@@ -9,7 +9,8 @@
     # C             the reader                        entered by                          leaves to
     # 0             nobody                            L1, Q8, reap                        READING, IN LINE
     # READING  p    is inside, or about to look at W  Q1, Q5, let in by a writer (W2)     0, IN LINE (Q2)
-    # IN LINE  p|IN_LINE  waits for the writer        Q2, Q3                              READING, 0
+    # IN LINE  p|IN_LINE  waits for the writer        Q2, Q3, Q5 from LEFT                READING, LEFT (W2'), 0
+    # LEFT     p|IN_LINE|LEFT  likewise, and a writer went by since it looked  W2'        READING, IN LINE (Q5), 0
 
     read
     Q1  W free: CAS(C: 0 -> me).   Q2  W still free: in.   Else CAS(C: me -> me|IN_LINE), L2 -> Q4
@@ -35,8 +36,10 @@ The line and the writer that waits have keys of their own in the parking place: 
 Where some contracts have precedence (``rank``, or the class "kernel"), W is handed over as in ``_handover``, and besides:
 
     Q1' Q2 finds W owned: L1, L2; Q3' only with a spot: Q4 comes first
+    Q5' C is LEFT: CAS(C: -> me|IN_LINE), and only then the look at W.  CAS(C: me|IN_LINE -> me) fails if it is LEFT meanwhile
     Q6' poll: W is reserved for one that does not come: as a writer's poll
-    W2' lets in who is as good as this writer, or better; the others stay in line, and wake at R3
+    W2' lets in who is as good as this writer, or better; the others stay in line, CAS(C: me|IN_LINE -> me|IN_LINE|LEFT), and
+        wake at R3
     W4' before each look, and so at each poll: lets in who is better.   A better writer waits for W: DRAINING := 0, give W back,
         and A1 again; not twice for the same one, which may be stopped
 
@@ -49,7 +52,8 @@ Where some contracts have precedence (``rank``, or the class "kernel"), W is han
 
     # X1  a writer is inside alone: its CAS of W comes before its looks at the C, a reader's CAS of C before its look at W
     # X2  while a reader is in line, at most one writer gets in: who takes W after that finds it at W2.  Whoever of the line
-    #     sees W free may go in for the same reason: each writer that takes W from then on waits for it
+    #     sees W free may go in for the same reason: each writer that takes W from then on waits for it, or has left it in line,
+    #     which its exchange sees: a look at W after that exchange would not do, as it may find the next writer again and again
     # X3  new readers wait as soon as a writer has W.  W2 is done once, so a stream of readers keeps no writer out
     # X4  DRAINING is set before the writer looks whether to sleep; pairs with L1 before L2.  It changes with W in hand only
     # X5  a death inside is told to everybody who comes until a writer has left; a death at W2 to W4, or of a reader, to nobody
@@ -67,6 +71,8 @@ Where some contracts have precedence (``rank``, or the class "kernel"), W is han
     # C59 dead writer cleared      0, DIED, RESERVED      the others' polls      as C8 of a Lock
     # C63 about to give way        HELD, DRAINING         poll                   as C56: the better one gets in, nobody told
     # C64 record given back        0                      -                      nothing to repair
+    # C68 W2' some left in line    HELD, LEFT             poll                   as C54; the readers' next look clears LEFT
+    # C69 Q5' LEFT cleared         IN LINE                as C51                 as C51: nobody waits for it
 
 All changes are compare-exchanges: there are no plain stores whose order would matter.  Under a lease a supervisor may take a
 record away from a reader that is not inside (``_leased_readers``): so a reader believes of its record what its exchange says.
@@ -305,7 +311,7 @@ class RWWords(OwnedWords):
         return True
 
     def _drain_slowly(self, deadline: float | None, preempt: bool, gave_way_to: Collection[Place]) -> bool:
-        self.let_in(self.precedence)
+        self.let_in(self.precedence, leaves=True)
         for _ in range(DRAINING_LOOKS):
             if not self.anybody_reads():
                 return True
@@ -322,15 +328,23 @@ class RWWords(OwnedWords):
             finally:
                 self.settle_wait()
 
-    def let_in(self, least: int) -> None:
-        """W2, and W4 where there is precedence: let in who is in line, with precedence only who has so much, and wake them."""
+    def let_in(self, least: int, leaves: bool = False) -> None:
+        """W2, and W4 where there is precedence: let in who is in line, with precedence only who has so much, and wake them.
+
+        leaves  W2': the others are to know that they were not, as one may have seen W free before it was taken
+        """
         operand = Operand()
         found = False
         precedences = self._precedences_in_line() if self.is_ranked() else None
         for place, word in self.cells:
-            while (c := self.view[place]) & at.IN_LINE and (precedences is None or precedences.get(c & at.OWNER, 0) >= least):
-                found = True
-                operand.compare_exchange(word, c, c & ~at.IN_LINE)
+            while (c := self.view[place]) & at.IN_LINE:
+                if precedences is None or precedences.get(c & at.OWNER, 0) >= least:
+                    found = True
+                    operand.compare_exchange(word, c, c & ~(at.IN_LINE | at.LEFT))
+                elif not leaves or c & at.LEFT or operand.compare_exchange(word, c, c | at.LEFT):
+                    break
+        if crash_points and leaves:
+            crash_points[0]("C68 line let in or left, nobody woken")
         if found:
             if crash_points:
                 crash_points[0]("C55 line let in, not woken")
@@ -471,6 +485,10 @@ class _ReaderInLine:
             if hold.is_in_line and not c & at.IN_LINE:
                 hold.token = view[token]
                 return True
+            if c & at.LEFT:  # before the look at W: who takes that later leaves it once more, or lets in
+                if hold.turn.compare_exchange(hold.pointer, c, c & ~at.LEFT) and crash_points:
+                    crash_points[0]("C69 in line again, not yet looked")
+                continue
             if not w & at.OWNER:
                 if not hold.is_in_line or hold.turn.compare_exchange(hold.pointer, c, me):
                     return True

@@ -99,8 +99,8 @@ def seen(domain: str) -> snapshot.PrimitiveSnapshot:
     )
 
 
-def records_of(domain: str, child: Child) -> int:
-    """How many records name a process."""
+def records_of(domain: str, child: Child) -> list[int]:
+    """The records that name a process."""
     segment = Segment.attach(_names.segment_name(domain))
     assert segment is not None
     try:
@@ -108,7 +108,7 @@ def records_of(domain: str, child: Child) -> int:
         starts = [arena.layout.block(index) for index in range(arena.layout.blocks)]
         blocks = [i for i, start in enumerate(starts) if arena.words.load(start + at.BLOCK_KIND) & at.KIND == at.RWLOCK]
         words = [arena.words.load(place) for block in blocks for place in arena.cells_of(block)]
-        return sum(_process.pid_of(word) == child.pid for word in words)
+        return [word for word in words if _process.pid_of(word) == child.pid]
     finally:
         segment.close()
 

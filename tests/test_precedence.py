@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from support import (
 from test_enforcement import LONG
 
 import shlock
-from shlock import _handover, _owned, _parking, _sys, snapshot
+from shlock import _atomic, _handover, _owned, _parking, _sys, snapshot
 from shlock import _layout as at
 
 WAITERS = 16
@@ -139,6 +139,156 @@ def test_when_the_chosen_waiter_dies_the_next_best_gets_in(domain: str, is_super
     assert [child.result() for child in children] == [[], [], []], "it was not inside: nobody is to be told"
     if not is_supervised:
         os.kill(pid, signal.SIGCONT)
+
+
+# -- an owner that dies ---------------------------------------------------------------------------------------------------
+
+OPENED, COME, AT_W, GO_ON = range(40, 44)
+KINDS = {"Lock": shlock.Lock, "RWLock": shlock.RWLock}
+
+
+class Ranked:
+    """A ranked Lock, or the writers' side of an RWLock."""
+
+    def __init__(self, domain: str, kind: str, rank: int) -> None:
+        self.primitive = KINDS[kind]("it", domain=domain, on_abandoned="ignore", lease=LONG, rank=rank)
+
+    def go_in(self, timeout: float | None) -> bool:
+        """As acquire(), whatever it is."""
+        if isinstance(self.primitive, shlock.Lock):
+            return self.primitive.acquire(timeout=timeout) if timeout else self.primitive.acquire(False)
+        self.inside = self.primitive.write(timeout)
+        try:
+            self.inside.__enter__()
+        except TimeoutError:
+            return False
+        return True
+
+    def go_out(self) -> None:
+        if isinstance(self.primitive, shlock.Lock):
+            self.primitive.release()
+        else:
+            self.inside.__exit__()
+
+
+def die_inside(domain: str, kind: str, page: Page) -> None:
+    assert Ranked(domain, kind, 0).go_in(PATIENCE)
+    page[HELD] = 1
+    signal.pause()
+
+
+def come(domain: str, kind: str, page: Page, rank: int, number: int, polls: bool = True) -> int | None:
+    """Open it; when told to, get in, say so, and leave when it is OVER.  Of whose death we were told."""
+    it = Ranked(domain, kind, rank)
+    if not polls:
+        _parking.POLL_INTERVAL = 1e6  # type: ignore[misc]
+    page[OPENED] += 1
+    eventually(lambda: page[COME] >= number)
+    assert it.go_in(PATIENCE)
+    page[FIRST + page[COUNT]] = number
+    page[COUNT] += 1
+    abandoned = it.primitive.abandoned
+    eventually(lambda: page[OVER])
+    it.go_out()
+    return None if abandoned is None else abandoned.pid
+
+
+def meet_at_the_dead_word(page: Page, dead: int) -> None:
+    """Before this process's first exchange of the dead owner's word for another one's: AT_W, and GO_ON."""
+    exchange = _atomic.Operand.compare_exchange
+
+    def compare_exchange(operand: Any, word: Any, expected: int, desired: int) -> bool:
+        is_ours = at.process_in(expected) and expected >> at.PID_SHIFT & (1 << at.PID_BITS) - 1 == dead
+        if is_ours and (desired ^ expected) & at.OWNER and not page[AT_W]:
+            page[AT_W] = 1
+            eventually(lambda: page[GO_ON])
+        return exchange(operand, word, expected, desired)
+
+    _atomic.Operand.compare_exchange = compare_exchange  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def stopped_supervisor(domain: str) -> Iterator[Callable[[], None]]:
+    """What stops it.  At the end it goes on, whatever came."""
+    stopped: list[int] = []
+
+    def stop() -> None:
+        pid = supervisor_of(domain)
+        assert pid is not None
+        stopped.append(pid)
+        os.kill(pid, signal.SIGSTOP)
+
+    yield stop
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_polls_does_not_take_it_from_the_dead_in_front_of_a_better_one_that_has_just_come(
+    domain: str, kind: str, stopped_supervisor: Callable[[], None]
+) -> None:
+    """Its word was marked already: the better one that goes to sleep changes nothing of it."""
+    page = Page(64)
+    holder = Child(die_inside, domain, kind, page)
+    eventually(lambda: page[HELD])
+
+    def poll() -> int | None:
+        meet_at_the_dead_word(page, holder.pid)
+        return come(domain, kind, page, 1, 1)
+
+    first = Child(poll)
+    better = Child(come, domain, kind, page, 5, 2, False)
+    eventually(lambda: page[OPENED] == 2)
+    page[COME] = 1
+    eventually(lambda: first.pid in waiting(domain))
+    stopped_supervisor()
+    holder.kill()
+    holder.wait()
+    eventually(lambda: page[AT_W])
+    page[COME], page[OVER] = 2, 1
+    eventually(lambda: better.pid in waiting(domain))
+    page[GO_ON] = 1
+    eventually(lambda: page[COUNT] == 2)
+    assert [page[FIRST], page[FIRST + 1]] == [2, 1]
+    assert (better.result(), first.result()) == (holder.pid, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("line", ["nobody", "a dead one", "somebody"])
+def test_who_does_not_wait_gets_it_from_the_dead_if_nobody_is_in_line(
+    domain: str, kind: str, line: str, stopped_supervisor: Callable[[], None]
+) -> None:
+    page = Page(64)
+    holder = Child(die_inside, domain, kind, page)
+    eventually(lambda: page[HELD])
+
+    def attempt() -> tuple[bool, int | None]:
+        it = Ranked(domain, kind, 1)
+        page[OPENED] += 1
+        eventually(lambda: page[GO_ON])
+        got = it.go_in(0)
+        abandoned = it.primitive.abandoned if got else None
+        if got:
+            it.go_out()
+        return got, None if abandoned is None else abandoned.pid
+
+    who_tries = Child(attempt)
+    waiter = Child(come, domain, kind, page, 0, 1, False)
+    eventually(lambda: page[OPENED] == 2)
+    if line != "nobody":
+        page[COME] = 1
+        eventually(lambda: waiter.pid in waiting(domain))
+    stopped_supervisor()
+    holder.kill()
+    holder.wait()
+    if line == "a dead one":
+        waiter.kill()
+        waiter.wait()
+    page[GO_ON] = 1
+    assert who_tries.result() == ((False, None) if line == "somebody" else (True, holder.pid))
+    page[COME] = page[OVER] = 1
+    if line != "a dead one":
+        assert waiter.result() == (holder.pid if line == "somebody" else None)
 
 
 # -- without contracts: a bound on waiting --------------------------------------------------------------------------------

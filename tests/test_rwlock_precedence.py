@@ -27,14 +27,21 @@ from test_leased_readers import records_of, seen
 from test_rwlock import told
 
 import shlock
-from shlock import _sys
+from shlock import _atomic, _parking, _process, _sys
+from shlock import _layout as at
 from shlock.errors import ContractDenied, LeaseExpired
 
 INSIDE, OVER, STAYED, COUNT, GO, READY, COME = range(7)  # words of the page
+SAW_FREE, GO_ON, TRIED = range(40, 43)
 FIRST = 16  # who came, in this order; and what everybody does
 ALL = ("read", "write", "preempt")
 #: At which of the source's labels a process is killed here.
-LABELS = {"C63 about to give way", "C64 record given back, no spot yet"}
+LABELS = {
+    "C63 about to give way",
+    "C64 record given back, no spot yet",
+    "C68 line let in or left, nobody woken",
+    "C69 in line again, not yet looked",
+}
 
 
 def table(domain: str, rank: int, grace: float = 60.0, **options: Any) -> Any:
@@ -279,7 +286,7 @@ def test_a_writer_that_waits_for_readers_lets_a_better_one_go_first_and_is_not_a
     page[GO] = 1
     holder = hold(domain, page, "read", 9)
     at_the_door = line_up(domain, page, ("write", 1))
-    eventually(lambda: records_of(domain, holder) == 1)
+    eventually(lambda: len(records_of(domain, holder)) == 1)
     better = wait_in_line(domain, Child(throw_out_and_note, domain, page, 5, 2))
     page[OVER] = 1
     assert holder.result() == "let alone"
@@ -331,6 +338,214 @@ def test_it_gives_way_once_to_one_that_is_stopped_and_gets_in(domain: str) -> No
     better.go_on()
     better.result()
     assert sorted(order(page, 2)) == [1, 2]
+
+
+# -- a reader in line that sees W free ------------------------------------------------------------------------------------
+
+
+def record_of(domain: str, child: Child) -> int:
+    """The one record that names a process."""
+    (record,) = records_of(domain, child)
+    return record
+
+
+def is_left(domain: str, reader: Child) -> bool:
+    return record_of(domain, reader) & (at.IN_LINE | at.LEFT) == at.IN_LINE | at.LEFT
+
+
+def stop_in_line(domain: str, reader: Child) -> Child:
+    """So that it does not look whether it was left there, by a poll or because the line was woken."""
+    eventually(lambda: any(c & at.IN_LINE for c in records_of(domain, reader)) or not reader.is_alive())
+    reader.stop()
+    return wait_in_line(domain, reader)
+
+
+def come_late(domain: str, page: Page, rank: int, number: int) -> None:
+    """See W free, from the line, and go in by ourselves only when told to.  TRIED: 1 + whether the first attempt succeeded."""
+    exchange, me = _atomic.Operand.compare_exchange, _process.current.word
+
+    def compare_exchange(operand: Any, word: Any, expected: int, desired: int) -> bool:
+        if (expected, desired) != (me | at.IN_LINE, me) or page[TRIED]:
+            return exchange(operand, word, expected, desired)
+        page[SAW_FREE] = 1
+        eventually(lambda: page[GO_ON])
+        done = exchange(operand, word, expected, desired)
+        page[TRIED] = 1 + done
+        return done
+
+    _atomic.Operand.compare_exchange = compare_exchange  # type: ignore[method-assign]
+    come(domain, page, rank, "read", number)
+
+
+@pytest.mark.parametrize("rank", [2, 1, 0])
+def test_a_reader_that_saw_w_free_does_not_go_in_beside_the_writer_that_took_it_since(domain: str, rank: int) -> None:
+    """Whether that one lets it in or leaves it in line."""
+    page = Page(64)
+    holder = hold(domain, page, "write", 9)
+    reader = wait_in_line(domain, Child(come_late, domain, page, rank, 1))
+    page[OVER] = 1
+    holder.result()
+    eventually(lambda: page[SAW_FREE])
+    writer = Child(come, domain, page, 1, "write", 2)
+    if rank == 0:
+        assert order(page, 1) == [2]
+        assert is_left(domain, reader)
+    else:
+        eventually(lambda: writer.pid in waiting(domain), "it waits for the reader, which it has let in")
+    page[GO_ON] = 1
+    eventually(lambda: page[TRIED])
+    assert page[TRIED] == 1, "it went in by itself"
+    assert order(page, 1) == [2 if rank == 0 else 1]
+    page[GO] = 1
+    reader.result()
+    writer.result()
+    assert seen(domain).state == "free"
+
+
+def leave_one_in_line(domain: str, page: Page) -> tuple[Child, Child]:
+    """A reader of rank 3 in line, which is stopped, and a writer inside that has gone by; both leave at GO."""
+    holder = hold(domain, page, "write", 9)
+    reader, writer = line_up(domain, page, ("read", 3), ("write", 5))
+    stop_in_line(domain, reader)
+    page[OVER] = 1
+    holder.result()
+    assert order(page, 1) == [2]
+    assert is_left(domain, reader)
+    return reader, writer
+
+
+def test_who_was_left_in_line_is_let_in_by_the_next_writer(domain: str) -> None:
+    page = Page(64)
+    reader, writer = leave_one_in_line(domain, page)
+    other = wait_in_line(domain, Child(come, domain, page, 3, "write", 3))
+    page[GO] = 1
+    writer.result()
+    word = record_of(domain, reader)
+    eventually(lambda: record_of(domain, reader) == word & at.OWNER, "nothing but its process stands there")
+    assert page[COUNT] == 1
+    reader.go_on()
+    assert order(page, 3) == [2, 1, 3]
+    reader.result()
+    other.result()
+
+
+def test_who_was_left_in_line_goes_in_when_the_way_is_free(domain: str) -> None:
+    page = Page(64)
+    reader, writer = leave_one_in_line(domain, page)
+    page[GO] = 1
+    writer.result()
+    reader.go_on()
+    reader.result()
+    assert order(page, 2) == [2, 1]
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
+
+
+def test_who_was_left_in_line_may_give_up(domain: str) -> None:
+    page = Page(64)
+
+    def give_up() -> list[int]:
+        rwlock, me = table(domain, 3), _process.current.word
+
+        def at_point(label: str) -> None:
+            if label == "A6 awake" and page[COME]:
+                raise KeyError
+
+        _sys.crash_points[:] = [at_point]
+        with pytest.raises(KeyError), rwlock.read():
+            pass
+        return [c for place, _ in rwlock._words.cells if (c := rwlock._words.view[place]) & at.OWNER == me]
+
+    holder = hold(domain, page, "write", 9)
+    reader = stop_in_line(domain, Child(give_up))
+    writer = wait_in_line(domain, Child(come, domain, page, 5, "write", 2))
+    page[OVER] = 1
+    holder.result()
+    assert order(page, 1) == [2]
+    assert is_left(domain, reader)
+    page[COME] = 1
+    reader.go_on()
+    assert reader.result() == [], "its record is nobody's"
+    page[GO] = 1
+    writer.result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
+
+
+def test_a_child_that_is_forked_by_a_reader_in_line_changes_nothing_of_its_record(domain: str) -> None:
+    """It goes on where its parent saw that a writer had gone by."""
+    page = Page(64)
+
+    def come_and_fork() -> int:
+        exchange, me, found = _atomic.Operand.compare_exchange, _process.current.word, []
+
+        def compare_exchange(operand: Any, word: Any, expected: int, desired: int) -> bool:
+            if (expected, desired) == (me | at.IN_LINE | at.LEFT, me | at.IN_LINE) and not found:
+                found.append(os.fork())
+                if not found[0]:
+                    try:
+                        exchange(operand, word, expected, desired)
+                    except _process.Forked:
+                        os._exit(0)
+                    os._exit(1)
+                found.append(os.waitpid(found[0], 0)[1])
+            return exchange(operand, word, expected, desired)
+
+        _atomic.Operand.compare_exchange = compare_exchange  # type: ignore[method-assign]
+        come(domain, page, 3, "read", 1)
+        return found[1]
+
+    holder = hold(domain, page, "write", 9)
+    reader = stop_in_line(domain, Child(come_and_fork))
+    writer = wait_in_line(domain, Child(come, domain, page, 5, "write", 2))
+    page[OVER] = 1
+    holder.result()
+    assert order(page, 1) == [2]
+    reader.go_on()
+    eventually(lambda: not is_left(domain, reader))
+    page[GO] = 1
+    writer.result()
+    assert reader.result() == 0
+    assert order(page, 2) == [2, 1]
+
+
+# -- who gives up when it is chosen ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["deadline", "exception"])
+def test_the_line_is_woken_when_the_chosen_writer_gives_up(domain: str, why: str) -> None:
+    """Nobody polls here."""
+    page = Page(64)
+
+    def wait_for_ever() -> None:
+        _parking.POLL_INTERVAL = 1e6  # type: ignore[misc]
+        with table(domain, 1).read():
+            page[COUNT] += 1
+
+    def give_up() -> None:
+        rwlock = table(domain, 5)
+        words = rwlock._words
+
+        def at_point(label: str) -> None:
+            if label == "A6 before sleeping" and why == "exception":
+                raise KeyError
+            if label == "A8 before S is IDLE":
+                page[OVER] = 1
+                eventually(lambda: at.is_reservation(words.view[words.word]), "it is chosen")
+
+        _sys.crash_points[:] = [at_point]
+        timeout, error = (None, KeyError) if why == "exception" else (0.001, TimeoutError)
+        with pytest.raises(error), rwlock.write(timeout):
+            pass
+        page[COME] = 1
+        eventually(lambda: page[COUNT], "the reader is in", 2 * PATIENCE)
+
+    holder = hold(domain, page, "write", 9)
+    reader = wait_in_line(domain, Child(wait_for_ever))
+    writer = Child(give_up)
+    eventually(lambda: page[COME])
+    eventually(lambda: page[COUNT])
+    for child in (holder, writer, reader):
+        child.result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
 
 
 # -- somebody who dies ----------------------------------------------------------------------------------------------------
@@ -399,6 +614,7 @@ STEPS_OF_WRITER = (
     "C57 alone inside",
     "C60 PARKED taken away, first in line known",
     "C63 about to give way",
+    "C68 line let in or left, nobody woken",
     "R3 released, nobody woken",
 )
 STEPS_OF_READER = (
@@ -436,6 +652,61 @@ def test_the_others_go_on_when_a_reader_dies_that_gave_its_record_back(domain: s
     Child(come_when_told, domain, page, 0, "read", 2).result()
     assert order(page, 2) == [1, 2]
     assert seen(domain).state == "free"
+
+
+@pytest.mark.parametrize("is_supervised", [True, False])
+def test_who_was_left_in_line_goes_on_when_that_writer_dies_before_it_is_inside(
+    domain: str, is_supervised: bool, stop_supervisor: StopSupervisor
+) -> None:
+    """It looks for itself, as its wake-up died with that one."""
+    page = Page(64)
+    page[GO] = 1
+    holder = hold(domain, page, "write", 9)
+    reader = stop_in_line(domain, line_up(domain, page, ("read", 3))[0])
+    victim = wait_in_line(domain, Child(die_at, domain, page, 5, "write", "C68 line let in or left, nobody woken"))
+    go_on = (lambda: None) if is_supervised else stop_supervisor()
+    page[OVER] = 1
+    holder.result()
+    assert victim.wait() == -signal.SIGKILL
+    assert is_left(domain, reader)
+    reader.go_on()
+    assert order(page, 1) == [1]
+    reader.result()
+    go_on()
+    Child(come, domain, page, 0, "write", 2).result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
+
+
+@pytest.mark.parametrize("is_supervised", [True, False])
+@pytest.mark.parametrize("label", [None, "C69 in line again, not yet looked"])
+def test_the_others_go_on_when_a_reader_dies_that_was_left_in_line(
+    domain: str, label: str | None, is_supervised: bool, stop_supervisor: StopSupervisor
+) -> None:
+    """Asleep, or when it has seen that a writer went by."""
+    page = Page(64)
+    holder = hold(domain, page, "write", 9)
+    victim = stop_in_line(domain, Child(die_at, domain, page, 3, "read", label or "C52 inside, reading"))
+    writer = wait_in_line(domain, Child(come, domain, page, 5, "write", 2))
+    others = [Child(come_when_told, domain, page, rank, how, 3) for how, rank in (("write", 3), ("write", 4), ("read", 1))]
+    eventually(lambda: page[READY] == 1 + len(others))
+    go_on = (lambda: None) if is_supervised else stop_supervisor()
+    page[OVER] = 1
+    holder.result()
+    assert order(page, 1) == [2]
+    assert is_left(domain, victim)
+    if label is None:
+        victim.kill()
+    else:
+        victim.go_on()
+    page[GO] = 1
+    assert victim.wait() == -signal.SIGKILL
+    page[COME] = 1
+    for child in (writer, *others):
+        child.result()
+    go_on()
+    Child(come, domain, page, 0, "write", 4).result()
+    assert (seen(domain).state, seen(domain).waiters) == ("free", ())
+    assert events(domain, "killed") == []
 
 
 def come_when_told(domain: str, page: Page, rank: int, how: str, number: int) -> None:

@@ -431,7 +431,11 @@ A3: if
 #if HANDOVER
     :: atomic { KEPT_IN_VAIN(lock) -> polling = 1; stage[me] = STAGE(WAKE, lock); goto F0 }
 #endif
+#if PRECEDENCE
+    :: atomic { DEAD_OWNER(W[lock]) -> polling = 1; stage[me] = STAGE(WAKE, lock); goto F0 }
+#else
     :: atomic { DEAD_OWNER(W[lock]) -> DRAIN_OWN; W[lock] = me | PARKED | DIED; told = 1; got = 1; goto to_return }
+#endif
     :: atomic { !DEAD_OWNER(W[lock]) -> goto gave_up }
     fi;
 
