@@ -844,13 +844,16 @@ class Producer(_End):
             crash_points[0]("C31 TAIL stored")
 
     def tell(self, count: int = 1) -> None:
-        """Without the lock: wake who waits for so many messages.  BrokenPipeError if nobody will take any."""
+        """Without the lock: wake who waits for so many messages.  BrokenPipeError if nobody will take them.
+
+        Who has taken them and closed its end since they were there, has them: that is no error.
+        """
         if IS_WEAK:
             fence()  # R7
         w = self.view[self.readable]
         if w & at.PARKED:
             self.wake(self.readable_block, count)
-        if w & SHUT:
+        if w & SHUT and not self.is_empty():
             raise BrokenPipeError(errno.EPIPE, f"{self.text}: the other end is closed")
 
 

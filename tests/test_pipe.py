@@ -19,7 +19,7 @@ from support import PATIENCE, Child, DieAtLabel, eventually, run, watch_steps
 from test_signals import InThread
 
 import shlock
-from shlock import Connection, Pipe, _parking
+from shlock import Connection, Pipe, _parking, _sys
 
 pytestmark = pytest.mark.patience(60)
 
@@ -104,6 +104,26 @@ def test_a_closed_end_raises_oserror_and_can_be_closed_again() -> None:
         with pytest.raises(OSError, match="handle is closed"):
             use()
     assert not two.closed
+
+
+@pytest.mark.parametrize("send", ["send", "send_bytes"])
+def test_who_has_taken_the_message_may_close_before_the_call_that_sent_it_has_ended(send: str) -> None:
+    reader, writer = Pipe(False)
+
+    def step(label: str) -> None:
+        if label == "C31 TAIL stored":
+            _sys.crash_points.clear()
+            assert (reader.recv() if send == "send" else reader.recv_bytes()) == b"x"
+            reader.close()
+
+    _sys.crash_points[:] = [step]
+    try:
+        getattr(writer, send)(b"x")
+    finally:
+        _sys.crash_points.clear()
+    with pytest.raises(BrokenPipeError):
+        getattr(writer, send)(b"y")
+    writer.close()
 
 
 def test_a_message_that_is_too_long_closes_what_it_can_not_go_on_with_as_in_multiprocessing() -> None:
