@@ -65,12 +65,12 @@ later bias at V1 does no harm: that is then SHUT with W still BIASED, which its 
 after B1 and before B3, the door's own count says afterwards whether the call was made.  A child that is forked there has none.
 
 *When.* After so many releases, since one of its threads had to wait for it, that they outweigh a revocation.  A bias that is
-revoked soon doubles that number, one that has lasted halves it.  Under contention a process has the lock for a turn
-(``_owned``): then a bias makes the turn cheap, and whoever naps meanwhile leaves it alone as long as the process goes in
-again and again.  To a process with ``SHLOCK_BIAS=never`` in its environment nothing is biased, though it revokes others'
-biases; to one with ``always`` everything that may be.  Where the C library has no such semaphores, or membarrier is needed and
-missing, nobody is biased; a revoker that needs it and may not call it waits until every processor has certainly passed a fence,
-and forbids the bias of this lock for good.
+revoked soon doubles that number, one that has lasted halves it; what counts is how long the process has run, not slept.  Under
+contention a process has the lock for a turn (``_owned``): then a bias makes the turn cheap, and whoever naps meanwhile leaves
+it alone as long as the process goes in again and again.  To a process with ``SHLOCK_BIAS=never`` in its environment nothing is
+biased, though it revokes others' biases; to one with ``always`` everything that may be.  Where the C library has no such
+semaphores, or membarrier is needed and missing, nobody is biased; a revoker that needs it and may not call it waits until
+every processor has certainly passed a fence, and forbids the bias of this lock for good.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ NEVER: Final = 1 << 29
 #: Releases until a lock is biased, none of its threads having waited since.
 FIRST_CREDIT: Final = 100
 LARGEST_CREDIT: Final = 1 << 20
-#: A bias that is revoked within so many ns was not worth it.
-SOON: Final = 300_000
+#: A bias that is revoked when its process has run for less than so many ns was not worth it: both cost some 35,000.
+SOON: Final = 400_000
 MODES: Final = ("adaptive", "always", "never")
 
 
@@ -225,7 +225,7 @@ def _grant(words: OwnedWords, operand: Operand) -> bool:
     lowest = words.block.arena.segment.memory[w : w + 1]
     if crash_points:
         crash_points[0]("C74 slot claimed")
-    now = SYSTEM.monotonic_ns()
+    now = SYSTEM.processor_ns()
     words.holder.cell_contents = 0
     try:
         operand.compare_exchange(pointer, me, biased)
@@ -285,7 +285,7 @@ def _finish(words: OwnedWords) -> None:
             words.wake_next()  # R3
         if is_nested:
             return
-        now = SYSTEM.monotonic_ns()
+        now = SYSTEM.processor_ns()
         words.has_had_turn = not words.is_in_turn()
         _give_back(words, slot)
         if words.leaver == me:  # else we are a forked child

@@ -162,7 +162,7 @@ class OwnedWords:
         self.door: Door | None = None
         self.leaver = 0  # which of our threads is giving the bias back
         self.users: list[weakref.ref[Any]] = []  # objects whose functions depend on whether there is a door
-        self.slot = self.biased = self.granted = 0  # our slot, the word of the bias, and when it was granted
+        self.slot = self.biased = self.granted = 0  # our slot, its word, how long we had run by then
         self.finishing = False  # whether it is at B6
         self.granter = False  # whether one of them is being granted a bias
         self.leaving: Operand | None = None

@@ -90,6 +90,8 @@ class System:
     #: Seconds on a clock that only advances; the same in every process of this machine.
     monotonic: Callable[[], float] = staticmethod(time.monotonic)
     monotonic_ns: Callable[[], int] = staticmethod(time.monotonic_ns)
+    #: How long this process has had a processor.
+    processor_ns: Callable[[], int] = staticmethod(time.process_time_ns)
     yield_processor: Callable[[], None] = staticmethod(os.sched_yield)
     #: Seconds since the epoch.
     time_ns: Callable[[], int] = staticmethod(time.time_ns)
