@@ -100,7 +100,7 @@ NEVER: Final = 1 << 29
 FIRST_CREDIT: Final = 100
 LARGEST_CREDIT: Final = 1 << 20
 #: A bias that is revoked when its process has run for less than so many ns was not worth it: both cost some 35,000.
-SOON: Final = 400_000
+SOON: Final = 300_000
 MODES: Final = ("adaptive", "always", "never")
 
 
