@@ -75,9 +75,9 @@ LOOKS_FOR_THE_DEAD: Final = 8  # spots that are looked at before a new one is us
 MOST_SKIPS: Final = 10
 #: A chosen thread that finds the way closed again naps before it marks the word anew, because a marked word costs the
 #: releaser a wake-up.  The first nap lasts so many seconds, each further one twice as long: with what the kernel adds they
-#: take somewhat longer than a turn (``_owned``).
+#: take three turns (``_owned``) at most.
 FIRST_NAP: Final = 100e-6
-MOST_NAPS: Final = 5
+MOST_NAPS: Final = 6
 ON_ITS_WAY: Final = -1
 #: In longer tables than this the spots of one block are looked for byte by byte, and their turns are read all at once.
 SHORT_TABLE: Final = 16
