@@ -157,6 +157,7 @@ def test_who_has_polled_gives_way_no_more(lock: Any) -> None:
 
 
 def test_who_wakes_somebody_in_its_turn_lends_it_the_processor(lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parking, "POLL_INTERVAL", PATIENCE)  # else it may come just before it is called
     lent = []
     monkeypatch.setattr(SYSTEM, "yield_processor", lambda: lent.append(1))
     for turn, expected in ((SYSTEM.monotonic_ns() + 3600 * 10**9, 1), (0, 0)):
