@@ -36,10 +36,17 @@ LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chun
 MOST_BYTES: Final = 1 << 33  # of one direction: places of messages have so many words
 #: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.
 KEPT_CHUNKS: Final = 8
+#: Likewise after large messages, for so many of those, but not more than so many chunks: taking memory anew costs several
+#: times what filling it does, and where a chunk is missing in a row it is taken though others are free.
+LARGE_KEPT, MOST_KEPT = 8, 132
 
 #: Of a Pipe or a Queue without a size: messages of up to half of it; memory is taken as it is needed.
-LAZY_CHUNK, LAZY_CHUNKS = 1 << 18, 1 << 13
-QUEUE_KEPT: Final = 16  # chunks that nobody uses: taking their memory anew costs more than filling it
+LAZY_CHUNK, LAZY_CHUNKS = 1 << 19, 1 << 12
+LETTERS_CHUNKS: Final = 1 << 13
+#: Chunks of a Queue that nobody uses and that keep their memory.
+QUEUE_KEPT: Final = 16
+#: Large messages that may wait together where few chunks may be used, so that both ends work at the same time.
+LARGE_BESIDE: Final = 4
 
 #: Control blocks of a Queue.
 ITEMS, LETTERS = 1, 1 + CONTROLS  # first ones of the two rings
@@ -97,10 +104,10 @@ class Geometry:
     def most_beside(self, run: int) -> int:
         """How many chunks may be in use when a message is added that needs so many.
 
-        A large message may wait beside another one, so that its producer and its consumer work at the same time: as far as
-        that takes no more memory than is kept anyway.
+        Some large messages may wait together, so that their producer and their consumer work at the same time: as far as
+        that takes no more memory than is kept for them.
         """
-        return max(self.most, min(2 * run, self.kept)) if self.is_lazy else self.most
+        return max(self.most, min(LARGE_BESIDE * run, MOST_KEPT)) if self.is_lazy else self.most
 
     @property
     def longest(self) -> int:
@@ -148,8 +155,9 @@ def queue_rings(size: int, *, is_of_machine: bool = False) -> tuple[Geometry, Ge
         items = Geometry(LAZY_CHUNK, LAZY_CHUNKS, LAZY_CHUNKS, is_lazy=True, kept=QUEUE_KEPT)
     if is_of_machine:
         return items, Geometry.for_capacity(size, first=items.size)
-    chunks = max(items.chunks, min(LAZY_CHUNKS, 4 * LONGEST // items.chunk))  # as far as a place can say
-    return items, Geometry(items.chunk, chunks, chunks, items.size, is_lazy=True)
+    chunk = items.chunk if size else LAZY_CHUNK // 2  # there are few dead letters, if any
+    chunks = max(items.content // chunk, min(LETTERS_CHUNKS, 4 * LONGEST // chunk))  # as far as a place can say
+    return items, Geometry(chunk, chunks, chunks, items.size, is_lazy=True)
 
 
 def slot_size(items: Geometry) -> int:

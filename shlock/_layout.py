@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"shlock\r\n", "little")
-VERSION: Final = 5
+VERSION: Final = 6
 
 WORD: Final = 8  # bytes
 WORD_MASK: Final = (1 << 64) - 1

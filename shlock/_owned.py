@@ -184,7 +184,10 @@ class OwnedWords:
         """Whether the calling thread holds it (a single word only)."""
         door = self.door
         if door is not None and self.inside.cell_contents:
-            return bool(door._is_mine() and self.word_at(self.places[0][0]) & at.OWNER == _process.current.word)
+            if not door._is_mine():
+                return False
+            w = self.view[self.places[0][0]]
+            return w == self.biased or self.word_at(self.places[0][0]) & at.OWNER == _process.current.word
         return self.holder.cell_contents == get_ident() and self.view[self.places[0][0]] & at.OWNER == _process.current.word
 
     def count(self) -> int:

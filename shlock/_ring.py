@@ -69,8 +69,10 @@ from ._geometry import (
     COUNT_SHIFT,
     FREE,
     KEPT_CHUNKS,
+    LARGE_KEPT,
     LEFT,
     LONGEST,
+    MOST_KEPT,
     NO_MEMORY,
     OVERHEAD,
     PLACE,
@@ -123,16 +125,21 @@ MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 MOST_OF_MACHINE: Final = 1024  # likewise
 OVERTIME: Final = 1.0  # seconds
-#: As many as that at most after a message that filled half of them.
-MOST_KEPT: Final = 128
+#: Bytes over which single chunks are used one after the other, instead of the first that is free.  What the other end's
+#: processor has just read is in its own cache, from where it takes twice as long to come as from one that both have.
+ROTATION: Final = 4 << 20
 
 #: Of the machine: the other end may have been pinned to another one than this.
 CORES: Final = os.cpu_count() or 1
 MOST_LOOKS: Final = 300  # at a ring that is empty or full, before a thread parks; each takes some 0.1 us
 FEWEST_LOOKS: Final = 10
 #: Nanoseconds for which a thread goes on looking, if somebody is inside at the other end: a long message is being copied there,
-#: and to sleep and be woken takes longer than most copies do.
+#: and to sleep and be woken takes longer than most copies do.  Half as long after each time that this was in vain, as it is
+#: where both ends run on the same processor, up to so many times.
 LONGEST_COPY: Final = 300_000
+MOST_DOUBTS: Final = 5
+#: Bytes that are copied in a ns at least: who waits for memory looks for longer, if its message is that long.
+SLOWEST_COPY: Final = 3
 
 
 class _End:
@@ -140,10 +147,10 @@ class _End:
 
     # In an object with more than 30 attributes and no slots, the interpreter takes three times as long to find each.
     __slots__ = (
-        "__weakref__", "_busy", "_known", "_mapped", "_nothing", "_their_intent", "_writable_data", "arena", "chunk", "data",
-        "geometry", "head", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping", "mask", "memory",
-        "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail", "text", "view",
-        "way_in", "words", "writable", "writable_block",
+        "__weakref__", "_busy", "_doubts", "_known", "_mapped", "_nothing", "_their_intent", "_writable_data", "arena",
+        "chunk", "data", "geometry", "head", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping", "mask",
+        "memory", "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail", "text",
+        "view", "way_in", "words", "writable", "writable_block",
     )  # fmt: skip
 
     def __init__(
@@ -172,6 +179,7 @@ class _End:
         self._known, self._nothing = 0, b""  # how much of the table was ever in use, and what there is behind that
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
+        self._doubts = 0  # how often looking for longer was in vain, less how often it was not
         self.intent = 0  # that of this end
         #: By the word at which a thread waits: the control block with the lock of those for whom it waits.
         self._busy = {self.readable_block.index: producers, self.writable_block.index: consumers}
@@ -305,7 +313,7 @@ class _End:
         may_keep = geometry.chunks
         if geometry.is_lazy:
             longest = max(map(len, mine), default=0)  # the next message may be as long as this one was
-            may_keep = max(geometry.kept, min(2 * longest, MOST_KEPT)) - states.count(_FREE_BYTE)
+            may_keep = max(geometry.kept, min(LARGE_KEPT * longest, MOST_KEPT)) - states.count(_FREE_BYTE)
         for chunks in mine:
             kept = chunks[: max(0, may_keep)]
             self.table[kept.start : kept.stop] = _FREE_BYTE * len(kept)
@@ -397,17 +405,22 @@ class _End:
             except _process.Forked:
                 continue  # we are a child that was forked meanwhile: it waits as itself
 
-    def _comes_while_they_copy(self, block: Block, condition: Callable[[], bool]) -> bool:
-        """Look a while longer, if another process is inside at the other end; False at once if none is."""
+    def _comes_while_they_copy(self, block: Block, condition: Callable[[], bool], length: int = 0) -> bool:
+        """Look a while longer, if another process is inside at the other end; False at once if none is.
+
+        length  of the message that they copy, if it is known
+        """
         busy, view = self._busy.get(block.index), self.view
         if CORES < 2 or busy is None:
             return False
         if at.process_in(_bias.ordinary(view, busy.start, view[busy.word])) in (0, _process.current.word):
             return False
-        end = SYSTEM.monotonic_ns() + LONGEST_COPY
+        end = SYSTEM.monotonic_ns() + (max(LONGEST_COPY, length // SLOWEST_COPY) >> self._doubts)
         while SYSTEM.monotonic_ns() < end:
             if condition():
+                self._doubts = max(0, self._doubts - 1)
                 return True
+        self._doubts = min(MOST_DOUBTS, self._doubts + 1)
         return False
 
     def wake(self, block: Block, most: int = 1) -> None:
@@ -769,13 +782,22 @@ class Producer(_End):
         states = self.states()
         if self._are_too_many_used(states, run):
             return -1
-        with_memory = states.find(_FREE_BYTE * run)
+        with_memory = self._run_with_memory(states, run)
         if with_memory < 0 and self.geometry.is_lazy and states.count(_USED_BYTE) + run > self.geometry.kept:
             # There is memory that is about to be free, still in the caches, sooner than new memory would be there.
-            self._comes_while_they_copy(self.writable_block, lambda: _FREE_BYTE * run in self.states())
+            self._comes_while_they_copy(self.writable_block, lambda: _FREE_BYTE * run in self.states(), run * self.chunk)
             states = self.states()
-            with_memory = states.find(_FREE_BYTE * run)
+            with_memory = self._run_with_memory(states, run)
         return with_memory if with_memory >= 0 else self._run_without_memory(states, run)
+
+    def _run_with_memory(self, states: bytes, run: int) -> int:
+        """The first of so many free chunks in a row, or -1; of single ones the next one, see ROTATION."""
+        if run == 1:
+            after = ((self.view[self.tail] & PLACE) << 3) // self.chunk + 1
+            found = states.find(_FREE_BYTE, after, max(after, ROTATION // self.chunk))
+            if found >= 0:
+                return found
+        return states.find(_FREE_BYTE * run)
 
     def _are_too_many_used(self, states: bytes, run: int) -> bool:
         """Whether others have to be taken before so many more may be used."""

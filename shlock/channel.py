@@ -49,7 +49,7 @@ from .synchronize import Waiter, attach_of_machine, terms_for, waiters_of
 __all__ = ["Channel", "Connection", "Pipe"]
 
 DEFAULT_SIZE: Final = 1 << 20  # bytes
-PIPE_MOST, PIPE_KEPT = 9, 128  # chunks of a pipe without a size: in use at a time, and that keep their memory
+PIPE_MOST, PIPE_KEPT = 9, 64  # chunks of a pipe without a size: in use at a time, and that keep their memory
 
 #: Bytes of the segment's file that stand for the ends; see ``_segment`` for the first two.
 BYTE_END: Final = 2

@@ -431,7 +431,7 @@ def test_a_pipe_whose_memory_comes_and_goes_survives_a_death_at(label: str) -> N
     for times in (1, 2, 3):
         near, far = Pipe()
         stage = Stage(DieAtLabel(label, times), 0, lambda near=near, far=far: (near, far))
-        lengths = [300_000, 100, 70_000_000, 5, 260_000, 400_000]
+        lengths = [600_000, 100, 70_000_000, 5, 530_000, 800_000]
 
         def use(connection: Any, near: Any = near, far: Any = far, lengths: list[int] = lengths) -> None:
             for number, length in enumerate(lengths):

@@ -37,14 +37,14 @@ from test_enforcement import events, spin
 from test_signals import Interrupted, InThread, Trial, handling, interrupt_everywhere, raise_interrupted
 
 import shlock
+from shlock import _geometry, _names, _sys, _taken, snapshot
 from shlock import _layout as at
-from shlock import _names, _sys, _taken, snapshot
 from shlock.queue import DeadLetters
 
 __all__ = ["handling"]
 
 SHORT = 0.05
-LARGE = 150_000  # bytes: two such items do not fit into one chunk
+LARGE = 300_000  # bytes: two such items do not fit into one chunk
 SIZES = pytest.mark.parametrize("size", [None, 700_000])
 METHODS = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 
@@ -958,7 +958,7 @@ def test_memory_is_given_back_after_a_large_backlog(how: str) -> None:
         else:
             assert queue.get_many(1) == [body]
     assert_sound(queue)
-    assert memory_of(queue) < 5_000_000
+    assert memory_of(queue) < _geometry.LARGE_KEPT * 2 * _geometry.LAZY_CHUNK + 3_000_000
 
 
 def test_memory_of_items_that_many_held_is_given_back() -> None:
@@ -974,7 +974,7 @@ def test_memory_of_items_that_many_held_is_given_back() -> None:
     assert memory_of(queue) > 10_000_000
     assert len(drain(queue)) == 20
     assert_sound(queue)
-    assert memory_of(queue) < 40 * _taken.KEPT_BYTES + 5_000_000
+    assert memory_of(queue) < 40 * _taken.KEPT_BYTES + _geometry.QUEUE_KEPT * _geometry.LAZY_CHUNK + 1_000_000
 
 
 def test_a_queue_that_nobody_has_any_more_is_gone() -> None:
@@ -1002,9 +1002,9 @@ def test_without_memory_an_oserror_is_raised_and_the_queue_goes_on(how: str, mon
         patch.setattr(type(_sys.SYSTEM), "reserve", refuse)
         with pytest.raises(OSError, match="No space") as caught:
             if how == "put":
-                queue.put(b"x" * 300_000)
+                queue.put(b"x" * 600_000)
             elif how == "put_many":
-                queue.put_many([b"x" * 300_000])
+                queue.put_many([b"x" * 600_000])
             else:
                 with queue.take():
                     pass
@@ -1016,9 +1016,9 @@ def test_without_memory_an_oserror_is_raised_and_the_queue_goes_on(how: str, mon
         assert queue.get(False) == item
         queue.task_done()
     queue.join()
-    queue.put(b"x" * 300_000)
+    queue.put(b"x" * 600_000)
     with queue.take() as item:
-        assert len(item) == 300_000
+        assert len(item) == 600_000
     assert_sound(queue)
 
 

@@ -39,7 +39,7 @@ LABELS = {*PUTTING, *GETTING, *TAKEN, AGAIN, EMPTIED, BURIED, BACK}
 
 PEERS = pytest.mark.parametrize("peers", [0, 1, 3])
 ITEMS = 24
-SIZES = pytest.mark.parametrize("size", [None, 700_000])
+SIZES = pytest.mark.parametrize("size", [None, 1_100_000])
 
 soak = [pytest.mark.soak, pytest.mark.patience(900)]
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import PATIENCE, Child, eventually
 
 from shlock import _layout as at
-from shlock import _ring, _sys
+from shlock import _process, _ring, _sys
 from shlock._arena import Declaration
 from shlock._memory import Memory, Shape
 from shlock._ring import Consumer, Geometry, Producer, Within, declarations, prepare
@@ -368,6 +368,89 @@ def test_memory_of_a_lazy_ring_is_taken_when_needed_and_given_back() -> None:
     assert ring.memory_taken() <= before + (kept + 1) * CHUNK
     assert ring.producer.put(bytes(LAZY.longest))
     assert ring.consumer.get() == (0, bytes(LAZY.longest))
+
+
+def test_memory_for_some_large_messages_is_kept() -> None:
+    ring = Ring(Geometry(CHUNK, 64, 64, is_lazy=True, kept=1))
+    body = bytes(2 * CHUNK)
+    for take in (lambda: ring.consumer.get_many(100), ring.consumer.get):
+        for _ in range(20):
+            assert ring.producer.put(body)
+        while take():
+            pass
+        assert ring.states().count(_ring.FREE) == _ring.LARGE_KEPT * 2
+    taken = ring.memory_taken()
+    for _ in range(50):
+        assert ring.producer.put(body)
+        assert ring.consumer.get() == (0, body)
+    assert ring.memory_taken() == taken, "memory was taken anew, or given back"
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_some_large_messages_may_wait_where_few_chunks_may_be_used(chunks: int) -> None:
+    ring = Ring(Geometry(CHUNK, 64, 2, is_lazy=True))
+    body = bytes(chunks * CHUNK - 16)
+    put = 0
+    while ring.producer.put(body):
+        put += 1
+    # The first chunk is in use from the beginning on, and a message of one chunk begins in it.
+    assert put * chunks + (chunks > 1) == {1: 4, 2: 7, 3: 10}[chunks]
+
+
+@pytest.mark.parametrize(
+    ("window", "places"), [(64, [1, 2, 3, 4, 5, 6, 7, 8, 0, 1]), (5, [1, 2, 3, 4, 0, 1, 2]), (0, [1, 2, 0, 1, 2])]
+)
+def test_single_chunks_are_used_one_after_the_other(monkeypatch: pytest.MonkeyPatch, window: int, places: list[int]) -> None:
+    """What the other end's processor has in its cache is not written to again at once."""
+    monkeypatch.setattr(_ring, "ROTATION", window * CHUNK)
+    ring = Ring(SMALL)
+    producer = ring.producer
+    assert producer.put(bytes(CHUNK - 16))
+    for place in places:
+        assert producer.put(bytes(CHUNK - 16))
+        assert ((producer.view[producer.tail] & _ring.PLACE) << 3) // CHUNK == place
+        assert ring.consumer.get() is not None
+
+
+class Clock(_sys.System):
+    """A clock that goes on by a microsecond whenever somebody looks."""
+
+    now = 0
+
+    def monotonic_ns(self) -> int:
+        self.now += 1000
+        return self.now
+
+
+@pytest.mark.parametrize("length", [0, 8_000_000])
+def test_looking_at_who_copies_becomes_shorter_each_time_that_it_is_in_vain(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """Where both ends run on the same processor, who looks keeps the other one from copying."""
+    clock = Clock()
+    monkeypatch.setattr(_ring, "SYSTEM", clock)
+    monkeypatch.setattr(_ring, "CORES", 2)
+    ring = Ring()
+    producer = ring.producer
+    view = producer.view
+    place = ring.consumer.lock._words.places[0][0]
+    view[place] = _process.make_word(os.getppid(), 1)  # another process is inside
+
+    def look(*, comes: bool) -> int:
+        before = clock.now
+        assert producer._comes_while_they_copy(producer.writable_block, lambda: comes, length) is comes
+        return clock.now - before
+
+    looks = [look(comes=False) for _ in range(8)]
+    longest = max(_ring.LONGEST_COPY, length // _ring.SLOWEST_COPY)
+    assert looks[0] == pytest.approx(longest, abs=5000)
+    assert looks[1] == pytest.approx(longest / 2, abs=5000)
+    assert looks[6] == looks[7] == pytest.approx(longest / 2**_ring.MOST_DOUBTS, abs=5000)
+    for _ in range(_ring.MOST_DOUBTS):
+        look(comes=True)
+    assert look(comes=False) == pytest.approx(longest, abs=5000)
+    view[place] = 0
+    assert look(comes=False) == 0, "nobody copies"
 
 
 def test_without_memory_put_raises_and_the_ring_stays_usable(monkeypatch: pytest.MonkeyPatch) -> None:
