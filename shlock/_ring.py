@@ -897,10 +897,13 @@ def _keep_memory_for(size: int) -> None:
 class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_head_left", "_left", "_tail_seen")
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
+        #: What HEAD was after the latest get() of this process, and TAIL at some time before.  While HEAD is that one, there
+        #: are messages up to that TAIL.  Not to look at TAIL leaves it, and the lock beside it, in the producers' cache.
+        self._head_left = self._tail_seen = -1
         self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
 
     # -- taking -------------------------------------------------------------------------------------------------------
@@ -912,10 +915,12 @@ class Consumer(_End):
         try:
             with lock or self.way_in:
                 head = view[self.head]
-                if view[self.tail] == head:
-                    return None
-                if IS_WEAK:
-                    fence()
+                if head == self._tail_seen or head != self._head_left:
+                    self._tail_seen = view[self.tail]
+                    if self._tail_seen == head:
+                        return None
+                    if IS_WEAK:
+                        fence()
                 place = (head & PLACE) << 3
                 word = self.words[place >> 3] if place < self._mapped else LINK
                 tag, length = word >> TAG_SHIFT, word & LENGTH
@@ -930,7 +935,7 @@ class Consumer(_End):
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 if left is None:
-                    view[self.head] = head + (length + STEP >> 3) & WORD_MASK  # R2
+                    view[self.head] = self._head_left = head + (length + STEP >> 3) & WORD_MASK  # R2
                 else:
                     self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:

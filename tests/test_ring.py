@@ -412,6 +412,29 @@ def test_single_chunks_are_used_one_after_the_other(monkeypatch: pytest.MonkeyPa
         assert ring.consumer.get() is not None
 
 
+def test_who_gets_alone_looks_at_tail_only_when_it_has_come_so_far() -> None:
+    """The word, and the producers' lock beside it, stay in the cache of the producer's processor."""
+    ring = Ring()
+    producer, consumer, other = ring.producer, ring.consumer, ring.new_consumer()
+    view, put = producer.view, [str(number).encode() for number in range(9)]
+    for body in put[:6]:
+        assert producer.put(body)
+    tail = view[producer.tail]
+    assert consumer.get() == (0, put[0])
+    view[producer.tail] = view[consumer.head]  # who looks finds nothing
+    assert consumer.get() == (0, put[1])
+    view[producer.tail] = tail
+    assert other.get() == (0, put[2]), "it has seen nothing yet"
+    view[producer.tail] = view[consumer.head]
+    assert consumer.get() is None, "HEAD is not where it left it, so that it has to look"
+    view[producer.tail] = tail
+    assert [consumer.get() for _ in range(4)] == [*((0, body) for body in put[3:6]), None]
+    for one, body in zip([consumer, other, consumer], put[6:], strict=True):
+        assert producer.put(body)
+        assert one.get() == (0, body)
+        assert consumer.get() is other.get() is None
+
+
 class Clock(_sys.System):
     """A clock that goes on by a microsecond whenever somebody looks."""
 
