@@ -198,11 +198,17 @@ def make_leased_path(
                 # The thread has it already: deeper into an RLock, or into the deadlock that a Lock makes of it.
                 if not by_door or not words.inside.cell_contents or not recursive:
                     grant.odd.cell_contents = True  # it has to get out as often
-                if not (acquire_plain if by_door and recursive else go_in)(block, timeout):
-                    return None
-                if by_door and not words.inside.cell_contents:  # ``drop``: W was not ours, and now is
-                    grant.seat.cell_contents = get_ident()
-                return grant.lease
+                before = level()
+                try:
+                    if not (acquire_plain if by_door and recursive else go_in)(block, timeout):
+                        return None
+                    if by_door and not words.inside.cell_contents:  # ``drop``: W was not ours, and now is
+                        grant.seat.cell_contents = get_ident()
+                    return grant.lease
+                except BaseException:
+                    if level() > before:
+                        leave_plain()
+                    raise
             try:
                 if not grant.wait_for_seat(block, until):  # E0
                     if grant.is_away:

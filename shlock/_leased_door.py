@@ -213,10 +213,25 @@ def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
     def make_exit(leave_ordinarily: Callable[..., None]) -> Callable[..., None]:
         def exit_(kind: object = None, value: object = None, traceback: object = None) -> None:
             nonlocal seat, inside
-            if inside != 1 or odd:
-                return leave_ordinarily(kind, value, traceback)
             held = seat
+            if inside != 1 or odd:
+                depths = inside, words.depth
+                interruption = None
+                for _ in ATTEMPTS:
+                    try:
+                        leave_ordinarily(kind, value, traceback)
+                        break
+                    except (AssertionError, ValueError):
+                        raise
+                    except BaseException as raised:
+                        if seat is not held or depths != (inside, words.depth):
+                            raise
+                        interruption = raised  # before it began: the release is made nevertheless
+                if interruption is not None:
+                    raise interruption
+                return None
             inside = 0  # B2
+            interruption = None
             try:
                 go_out()  # B3
                 if seat is held:  # else a forked child, or somebody has taken it over
@@ -224,7 +239,6 @@ def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
                     seat = FREE  # X3
                 if lowest[0] == mark:  # B4
                     return None
-                interruption = None
             except BaseException as raised:
                 trace = raised.__traceback__
                 if raised.__class__ is AssertionError and trace is not None and trace.tb_next is None:
