@@ -16,7 +16,7 @@ lock revokes the bias; then it is an ordinary lock, until somebody deserves it a
     # SHUT      none is, nor gets in by it any more   V1, B5            OUTSIDE (R1', of a later bias)
 
     A control block has a few slots: in each the identity of the process that claimed it, and H.  A generation is used once.
-    A Lock and an RLock have three, each end of a ring (``_ring``) has two.
+    A Lock and an RLock have three, with a lease one (``_leased_door``), each end of a ring (``_ring``) has two.
     In its own memory each process has the door, which knows which thread is in, and ``inside``, how often it went in.
 
     acquire, where we have a door
@@ -92,8 +92,8 @@ if TYPE_CHECKING:
     from ._owned import OwnedWords
 
 __all__ = [
-    "NEVER", "NEVER_OPEN", "Slots", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "make_ordinary",
-    "ordinary", "revoke", "shut_for", "slots_at", "stay", "undo", "why_not",
+    "NEVER", "NEVER_OPEN", "Slots", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible",
+    "make_ordinary", "ordinary", "revoke", "shut_for", "slots_at", "stay", "undo", "why_not",
 ]  # fmt: skip
 
 NEVER: Final = 1 << 29
@@ -152,7 +152,7 @@ class Slots(NamedTuple):
 
     words: Words
     start: int
-    count: int
+    number: int
     claims: int
     holds: int
 
@@ -182,7 +182,7 @@ def make_ordinary(slots: Slots, w: int) -> None:
 
 def shut_for(slots: Slots, owner: int) -> None:
     """V1 once more, for a word that is REVOKED: H of the slot that its owner has claimed is INSIDE or SHUT."""
-    for slot in range(slots.count):
+    for slot in range(slots.number):
         if slots.words.load(slots.claims + slot) == owner:
             _shut(slots, slot)
 
@@ -200,7 +200,7 @@ def _revoke(slots: Slots, w: int, take: Callable[[int], bool] | None) -> bool:
         kind = words.load(start + at.BLOCK_KIND)
         swap(start + at.BLOCK_KIND, kind, kind | at.UNBIASED)
     slot, owner = at.slot_in(w), 0
-    if slot < slots.count and _shut(slots, slot) == at.INSIDE:
+    if slot < slots.number and _shut(slots, slot) == at.INSIDE:
         owner = words.load(slots.claims + slot) & at.OWNER
     if crash_points:
         crash_points[0]("C72 shut, or found INSIDE")

@@ -378,9 +378,7 @@ def make_leased_path(
         try:
             thread = get_ident()
         except BaseException:
-            if words.inside.cell_contents or (
-                words.holder.cell_contents and view[place] & at.OWNER == words.me.cell_contents
-            ):
+            if words.inside.cell_contents or (words.holder.cell_contents and view[place] & at.OWNER == words.me.cell_contents):
                 leave(leave_plain)
             raise
         if grant.seat.cell_contents == thread or is_in_by_door(words):
@@ -426,4 +424,3 @@ def make_leased_path(
             by_door=lambda: four,
         )
     return LeasedPath(*four, take=take, leave=leave, stay=stay, by_door=by_door)
-

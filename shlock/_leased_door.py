@@ -15,9 +15,9 @@ inside before we are, and until we are out.  Objects of the lock have them from 
     X3  leave the seat
     B4  and B5, B6 as ever.  W is not ours any more: nothing to do
 
-Whoever stalls with W between E1 and E2, or X1 and X2, has it taken away.  By the door there is no such place: where H is INSIDE,
-BEGAN is the time of that hold, and nothing can be taken away that E3 would have to look for.  A thread that stalls there
-overruns, and one that stalls between E2 and B1 keeps nobody out.  After B3 W is still ours where it is REVOKED; the supervisor
+Whoever stalls with W between E1 and E2, or X1 and X2, has it taken away.  By the door there is no such place: where H is
+INSIDE, BEGAN is the time of that hold, and nothing can be taken away that E3 would have to look for.  A thread that stalls
+there overruns, and one that stalls between E2 and B1 keeps nobody out.  After B3 W is still ours where it is REVOKED; the supervisor
 takes that one away as any other, but shuts H first: another thread of ours may just go in by it, having written BEGAN.
 
     # D1  H is INSIDE only while the ledger of who has claimed the slot says that it is inside: E2 before B1, B3 before X1
@@ -138,7 +138,7 @@ class Functions(NamedTuple):
 
 
 def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
-    """Those of one object of a lock that is biased to this process.  ``ordinary``: those of ``_leased``, which take all steps."""
+    """Those of one object of a lock that is biased to us.  ``ordinary``: those of ``_leased``, which take all steps."""
     acquire_ordinarily, enter_ordinarily = ordinary.acquire, ordinary.enter
     token_place = words.block.start + at.BLOCK_TOKEN
     tokens = words.view[token_place : token_place + 1]

@@ -112,12 +112,12 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "bias_slots", "biased", "block", "credit", "depth", "door", "finishing", "first_claim",
-        "first_hold", "go_in", "go_out", "grant", "granted", "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside", "is_inherited",
-        "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "lease_spare", "lease_token", "leaver",
-        "leaving", "limit", "looked",
-        "looks", "lowest", "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking",
-        "places", "policy", "rally", "skips", "slot", "turn", "users", "view", "zero",
+        "__weakref__", "bias_slots", "biased", "block", "credit", "depth", "door", "finishing", "first_claim", "first_hold",
+        "go_in", "go_out", "grant", "granted", "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside",
+        "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "lease_spare",
+        "lease_token", "leaver", "leaving", "limit", "looked", "looks", "lowest", "mark", "may_release", "may_take", "me",
+        "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "rally", "skips", "slot", "turn", "users",
+        "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Leased locks that are biased to a process: the steps of `shlock/_leased_door.py`, and who dies, stops or is interrupted in them.
+"""Leased locks that are biased to a process: the steps of `shlock/_leased_door.py`, and who dies, stops or is interrupted there.
 
 A lock is biased here on request only, whatever the mode is.  Real supervisors watch; whoever has to be inside says so in shared
 memory, as in `test_enforcement`.
@@ -571,42 +571,42 @@ def test_a_wait_with_a_biased_lock_that_is_interrupted_holds_it_afterwards(lock:
 def test_a_fork_anywhere_leaves_lock_and_bias_to_the_parent(domain: str, is_inside: bool) -> None:
     parent, held = os.getpid(), []
     server = start_server(domain)
-    lock: Any = shlock.Lock("lock", domain=domain, lease=LONG)
+    locks: list[Any] = [shlock.Lock("lock", domain=domain, lease=LONG)]
 
     def prepare() -> None:
         held.clear()
-        bias(lock)
+        bias(locks[0])
         if is_inside:
-            lock.acquire()
+            locks[0].acquire()
 
     def operate() -> None:
         try:
             if is_inside:
-                lock.release()
+                locks[0].release()
             else:
-                held.append(lock.acquire())
+                held.append(locks[0].acquire())
         except (AssertionError, ValueError):
             assert os.getpid() != parent, "only a child that had not begun yet may be told that it holds nothing"
 
     def in_child() -> None:
-        if not lock._words.is_mine():  # it had not begun yet, and has got in as itself
-            assert not lock._words.inside.cell_contents
-            assert lock.acquire(timeout=PATIENCE)
-        assert lock.lease is not None
-        lock.release()
+        if not locks[0]._words.is_mine():  # it had not begun yet, and has got in as itself
+            assert not locks[0]._words.inside.cell_contents
+            assert locks[0].acquire(timeout=PATIENCE)
+        assert locks[0].lease is not None
+        locks[0].release()
 
     def in_parent() -> None:
         if is_inside:
-            assert (began_of(lock), lock._words.inside.cell_contents) == (0.0, 0)
+            assert (began_of(locks[0]), locks[0]._words.inside.cell_contents) == (0.0, 0)
         else:
-            assert lock.lease is not None
-            lock.release()
-        assert take_and_give_back(lock) == (True, None)
+            assert locks[0].lease is not None
+            locks[0].release()
+        assert take_and_give_back(locks[0]) == (True, None)
 
     try:
         ForkEverywhere().run(prepare, operate, in_child, in_parent, 1)
     finally:
-        del lock
+        locks.clear()
         server.kill()
 
 
@@ -633,7 +633,7 @@ def test_a_child_of_who_is_inside_has_nothing_and_leaves_its_parent_alone(lock: 
 def test_the_heir_of_who_is_killed_at_a_step_is_told_if_it_was_inside(
     step: str, is_revoked: bool, domain: str, page: Page
 ) -> None:
-    if is_revoked and step in (E2, B1) or step == X1 and not is_revoked:
+    if (is_revoked and step in (E2, B1)) or (step == X1 and not is_revoked):
         return  # nobody revokes before it is in; and without that nothing is left to be done after X1
     server = start_server(domain)
     child, heir = start(domain, page, step, die), Child(inherit, domain, page, 2)

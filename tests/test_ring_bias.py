@@ -77,7 +77,7 @@ def word_of(end: Any) -> int:
 
 def has_it(end: Any) -> int | None:
     """Which process the lock of an end is biased to."""
-    w, block = word_of(end), end.lock._block
+    w = word_of(end)
     if w & at.REVOKED != at.BIASED:
         return None
     return _process.pid_of(end.view[end.lock._words.first_claim + at.slot_in(w)])

@@ -9,9 +9,9 @@
     #     T3 still not inside: CAS(w -> DIED of w, or 0 after LEFT), wake one.  inside: CAS(w -> w without TAKEN), K applies
     # D   P's pidfd is readable.  W names P: note who died, CAS(w -> DIED); reap its spots; wake one
     #
-    # B   W is biased to P (``_bias``): it names P while P's H is INSIDE, and nobody otherwise.  K needs no more than that.  Before
-    #     T1 and D's exchange: V0 to V2, W is P|REVOKED, or 0.  T after X1 of such a hold: before T2 H is SHUT, if it is OUTSIDE:
-    #     P's threads could else go in by the door.  INSIDE: BEGAN was written before, T2 brings it out, and T3 takes TAKEN back
+    # B   W is biased to P (``_bias``): it names P while P's H is INSIDE, and nobody otherwise.  K needs no more than that.
+    #     Before T1 and D's exchange: V0 to V2, W is P|REVOKED, or 0.  Before T2, W being REVOKED: CAS(H: OUTSIDE -> SHUT), or
+    #     P's threads could go in by the door.  It is INSIDE: BEGAN was written before, T2 brings it out, T3 finds P inside
     #
     # The same for a record C of a reader (``_leased_readers``), which in line keeps nobody out, and of which nobody is told:
     # K without a sentence; T3 and D: CAS(c -> 0), and wake the writer that waits for readers, or who waits for a record
@@ -674,7 +674,7 @@ class Watch:
         client.close()
 
     def _pass_on(self, contract: Supervised) -> None:
-        view, start, place, word = contract.view, contract.start, contract.place, contract.client.word
+        view, start, word = contract.view, contract.start, contract.client.word
         held = False
         if crash_points:
             crash_points[0]("S-D before it is passed on")
