@@ -1,4 +1,4 @@
-"""Leased locks that are biased to a process: the steps of `shlock/_leased_door.py`, and who dies, stops or is interrupted there.
+"""Leased locks that are biased to a process: the steps of `shlock/_leased_door.py`, and who dies or stops there.
 
 A lock is biased here on request only, whatever the mode is.  Real supervisors watch; whoever has to be inside says so in shared
 memory, as in `test_enforcement`.
