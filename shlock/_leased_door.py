@@ -17,7 +17,8 @@ inside before we are, and until we are out.  Objects of the lock have them from 
 
 Whoever stalls with W between E1 and E2, or X1 and X2, has it taken away.  By the door there is no such place: where H is
 INSIDE, BEGAN is the time of that hold, and nothing can be taken away that E3 would have to look for.  A thread that stalls
-there overruns, and one that stalls between E2 and B1 keeps nobody out.
+there overruns, and one that stalls between E2 and B1 keeps nobody out.  After B3 W may be REVOKED, and ours until B6.  That one
+the supervisor takes away as any other, but it shuts H first: else another thread of ours could go in by it afterwards.
 
     # D1  H is INSIDE only while the ledger of who has claimed the slot says that it is inside: E2 before B1, B3 before X1
     # D2  the seat is a moment and H is not INSIDE: its thread is before X1, or its B1 has failed.  It looks whether the seat is

@@ -183,6 +183,7 @@ def test_a_leased_lock_is_biased_and_has_its_lease_and_its_token(lock: Any) -> N
             tokens.append(lease.token)
         assert began_of(lock) == 0.0
         assert (hold_of(lock), lock.lease, lock.locked()) == (at.OUTSIDE, None, False)
+        assert lock._words.lease_seat.cell_contents == 0
     assert tokens == [tokens[0], tokens[0] + 1, tokens[0] + 2]
 
 
@@ -206,7 +207,7 @@ def test_tokens_grow_by_one_whatever_way_the_lock_is_taken(lock: Any) -> None:
         tokens.append(in_child(_take_token, lock))
         for _ in range(2):
             want_it(lock)
-            assert lock.acquire()
+            assert lock.acquire(timeout=5.0)
             note()
         assert is_biased(lock)
     assert tokens == list(range(tokens[0], tokens[0] + len(tokens)))
@@ -398,6 +399,47 @@ def test_a_thread_that_waits_for_the_seat_gets_it_from_one_that_is_out_already(l
         assert lock.lease.token == lease.token + 2
 
 
+def test_a_thread_that_is_out_already_leaves_alone_who_has_taken_over_its_seat(lock: Any) -> None:
+    inside, over = threading.Event(), threading.Event()
+    found: list[Any] = []
+
+    def hold() -> None:
+        with lock as lease:
+            found.append((lock._words.lease_seat.cell_contents, lease.deadline - LONG))
+            inside.set()
+            assert over.wait(PATIENCE)
+            found.append((lock._words.lease_seat.cell_contents, began_of(lock)))
+
+    def let_in() -> None:
+        threads.append(InThread(hold))
+        assert inside.wait(PATIENCE)
+
+    threads: list[InThread] = []
+    At(lock, B3, let_in)
+    with lock:
+        pass
+    over.set()
+    threads[0].result()
+    assert found[0] == found[1] == (found[0][1],) * 2
+    assert (began_of(lock), lock.locked()) == (0.0, False)
+
+
+def test_who_takes_over_a_seat_does_x1_for_who_had_it(lock: Any) -> None:
+    grant, found = lock._words.grant, []
+
+    def take_seat() -> None:
+        found.append(began_of(lock) > 0.0)
+        assert grant.wait_for_seat(False, None)
+        found.append(began_of(lock))
+        grant.leave_seat()
+
+    At(lock, B3, take_seat)
+    with lock:
+        pass
+    assert found == [True, 0.0]
+    assert not lock.locked()
+
+
 # -- RLock, Condition, repair ---------------------------------------------------------------------------------------------
 
 
@@ -484,6 +526,7 @@ def test_who_stays_inside_by_its_word_is_inside_all_the_time(lock: Any) -> None:
         assert began_of(lock) == lease.deadline - LONG
         assert in_child(lambda: lock.acquire(False)) is False
     assert not lock.locked()
+    assert (began_of(lock), lock._words.lease_seat.cell_contents) == (0.0, 0)
     bias(lock)
 
 
@@ -909,16 +952,18 @@ def test_a_hold_by_the_door_is_seen_from_outside(domain: str, page: Page) -> Non
 
 def test_a_contract_that_is_taken_back_while_its_holder_is_in_by_the_door_ends_with_the_hold(lock: Any) -> None:
     words = lock._words
-    with lock as lease:
+    with lock:
         words.grant.close_seat()
+        token = lock.lease.token
         assert is_biased(lock)
     assert not lock.locked()
     assert words.lease_seat.cell_contents == -1
     assert began_of(lock) == 0.0
     with lock as again:  # under a new one
-        assert again.token == lease.token + 1
+        assert again.token == token + 1
         assert again._grant is words.grant
         assert began_of(lock) == again.deadline - LONG
+    del again
     bias(lock)
     with lock as last:
         assert last._grant is words.grant
