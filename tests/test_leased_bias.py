@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ from shlock import _bias, _leased_door, _ledger, snapshot
 from shlock import _layout as at
 from shlock.errors import LeaseExpired
 from shlock.supervisor.leases import Terms, Verdict, Watched
+from shlock.supervisor.watch import Watch
 
 __all__ = ["page"]
 
@@ -967,6 +969,28 @@ def test_a_contract_that_is_taken_back_while_its_holder_is_in_by_the_door_ends_w
     bias(lock)
     with lock as last:
         assert last._grant is words.grant
+
+
+def test_nobody_is_killed_who_was_out_when_its_word_was_looked_at_and_is_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K2 while P stalls between B3 and X1, after its deadline: then P goes on, and in again, before W is read."""
+    watch, killed = Watch(lambda *what, **more: None, lambda *what: None, lambda arena: None), []
+    monkeypatch.setattr(Watch, "kill", lambda watch, contract, reason: killed.append(contract))
+
+    class Hold:
+        deadline = 1000
+        watched = SimpleNamespace(deadline=1000)
+
+        def __init__(self, comes_again: bool) -> None:
+            self.comes_again = comes_again
+
+        def owns(self) -> bool:
+            if self.comes_again:
+                self.deadline = 5000  # X1, E2, B1
+            return True
+
+    for comes_again in (True, False):
+        watch._kill_if_still_due(Hold(comes_again), at.LEASE_OVERRUN)  # type: ignore[arg-type]
+        assert bool(killed) is not comes_again
 
 
 def test_a_hold_that_looks_older_than_the_look_before_has_a_whole_lease() -> None:

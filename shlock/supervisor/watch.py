@@ -2,7 +2,7 @@
 
     # K   W names P, and P's ledger says that it is inside
     #     K1 deadline, revoked, or preempted: TERMINATE := deadline; a signal too if the contract says so
-    #     K2 deadline + grace: membarrier, look again; changed: nothing
+    #     K2 deadline + grace: membarrier, look again: the ledger, W, the ledger; changed: nothing
     #     K3 SENTENCE := P | reason     K4 SIGKILL through the pidfd     K5 the pidfd is readable     K6 pass on
     # T   W names P, and P's ledger has not said for a lease that it is inside: P stalls after E1, or after X1
     #     T1 CAS(W: w -> w|TAKEN), then DOUBT := 1    T2 membarrier
@@ -555,7 +555,8 @@ class Watch:
     def _kill_if_still_due(self, contract: Supervised, reason: int) -> None:
         deadline = contract.watched.deadline
         SYSTEM.membarrier()  # K2: after the clock was read, and before the ledger and W are read again, in this order
-        if contract.deadline == deadline and contract.owns():
+        # And the ledger once more: who goes out by its door before X1 may be in again by the time W is read.
+        if contract.deadline == deadline and contract.owns() and contract.deadline == deadline:
             self.kill(contract, reason)
 
     def kill(self, contract: Supervised, reason: int) -> bool:
