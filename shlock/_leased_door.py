@@ -151,9 +151,10 @@ def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
     go_out: Any = None
     inside = mark = token = 0
     has_door = odd = False
+    other = Lease()
 
     def enter() -> Any:
-        nonlocal seat, inside, token, spare
+        nonlocal seat, inside, token, spare, other
         began = _clock()
         if seat:
             return enter_ordinarily()
@@ -163,8 +164,10 @@ def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
                 inside = 1
                 tokens[0] = token = token + 1  # E4
                 if getrefcount(spare) > 2:  # somebody has it still: the cell and the call are two
-                    spare = lease = Lease()
-                    lease._grant = words.grant
+                    spare, other = other, spare  # as in ``with lock as lease`` again and again
+                    if getrefcount(spare) > 2:
+                        spare = Lease()
+                    spare._grant = words.grant
                 lease = spare
                 lease._began = began
                 lease.token = token
