@@ -180,11 +180,11 @@ def make_ordinary(slots: Slots, w: int) -> None:
     _revoke(slots, w, None)
 
 
-def shut_for(slots: Slots, owner: int) -> None:
-    """V1 once more, for a word that is REVOKED: H of the slot that its owner has claimed is INSIDE or SHUT."""
-    for slot in range(slots.number):
-        if slots.words.load(slots.claims + slot) == owner:
-            _shut(slots, slot)
+def shut_for(slots: Slots, owner: int) -> bool:
+    """V1 once more, for a word that is REVOKED, and H of the slot that its owner has claimed.  False: H is INSIDE."""
+    claimed = [slot for slot in range(slots.number) if slots.words.load(slots.claims + slot) == owner]
+    found = {_shut(slots, slot) for slot in claimed}
+    return at.INSIDE not in found
 
 
 def _revoke(slots: Slots, w: int, take: Callable[[int], bool] | None) -> bool:

@@ -110,6 +110,11 @@ class Watched:
         return self._deadline
 
     @property
+    def unchanged(self) -> int:
+        """The token, as it has been since the holder seems to stall."""
+        return self._unstamped[1]
+
+    @property
     def is_seen(self) -> bool:
         """Whether the last look saw a hold, or the beginning or the end of one."""
         return bool(self._deadline) or self._unstamped_since != NEVER

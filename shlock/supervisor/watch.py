@@ -11,7 +11,8 @@
     #
     # B   W is biased to P (``_bias``): it names P while P's H is INSIDE, and nobody otherwise.  K needs no more than that.
     #     Before T1 and D's exchange: V0 to V2, W is P|REVOKED, or 0.  Before T2, W being REVOKED: CAS(H: OUTSIDE -> SHUT), or
-    #     P's threads could go in by the door.  It is INSIDE: BEGAN was written before, T2 brings it out, T3 finds P inside
+    #     P's threads could go in by the door.  It is INSIDE: P does not stall, T3 is CAS(w -> w without TAKEN).  But where the
+    #     token is what it was, and BEGAN still 0 after T2, nobody has been inside: another process wrote H, and T goes on
     #
     # The same for a record C of a reader (``_leased_readers``), which in line keeps nobody out, and of which nobody is told:
     # K without a sentence; T3 and D: CAS(c -> 0), and wake the writer that waits for readers, or who waits for a record
@@ -177,10 +178,10 @@ class Supervised:
         """B: revoke the bias, if there is one; the word then.  It names a slot still if somebody writes it all the time."""
         return make_ordinary(self.arena, self.block)
 
-    def shut(self) -> None:
-        """B: after T1, before T2."""
+    def shut(self) -> bool:
+        """B: after T1, before T2.  False if a thread is in by the door."""
         kind_word = self.arena.kind_word(self.block)
-        _bias.shut_for(_bias.slots_at(self.arena.words, self.start, kind_word), self.client.word)
+        return _bias.shut_for(_bias.slots_at(self.arena.words, self.start, kind_word), self.client.word)
 
     @property
     def deadline(self) -> int:
@@ -247,8 +248,9 @@ class Reader(Supervised):
         """A record is never biased."""
         return self.view[self.place]
 
-    def shut(self) -> None:
+    def shut(self) -> bool:
         """Likewise."""
+        return True
 
     def owns(self) -> bool:
         c = self.view[self.place]
@@ -611,23 +613,25 @@ class Watch:
                 break
         if crash_points:
             crash_points[0]("S-T1 TAKEN")
-        self.settle(contract)
+        self.settle(contract, contract.watched.unchanged)
 
-    def settle(self, contract: Supervised) -> None:
-        """T2, T3: who gets a lock with TAKEN."""
+    def settle(self, contract: Supervised, token: int | None = None) -> None:
+        """T2, T3: who gets a lock with TAKEN.  ``token``: what it was all the time in which the process seemed to stall."""
         contract.doubt()
-        if contract.view[contract.place] & at.REVOKED:
-            contract.shut()
+        is_shut = not contract.view[contract.place] & at.REVOKED or contract.shut()
         if crash_points:
             crash_points[0]("S-T1 DOUBT")
         SYSTEM.membarrier()
+        # A thread that was in by the door may be out again, and the door open.  If none has been, somebody else has written H.
+        if not is_shut and token == contract.token and contract.deadline <= LEFT:
+            is_shut = True
         words, place = contract.arena.words, contract.place
         for _ in range(MOST_TRIES):
             w = contract.view[place]
             if w & at.OWNER != contract.client.word or not w & at.TAKEN:
                 return  # it has reclaimed or released it, or died and has an heir
             deadline = contract.deadline
-            if deadline > LEFT:
+            if deadline > LEFT or not is_shut:
                 after = w & ~at.TAKEN
             else:
                 after = w & at.DIED if deadline != LEFT or self._is_poison(contract) else 0
