@@ -31,7 +31,7 @@
 #define K2_ONE_LOOK       4   /* the ledger is not looked at again after W */
 #define SEAT_NOT_CHECKED  5   /* X1 also by who has lost the seat */
 #define TAKES_OVER_INSIDE 6   /* the seat is taken over whatever H is */
-#define T3_TAKES_ANYHOW   7   /* T3 does not look at BEGAN again */
+#define T3_TAKES_ANYHOW   7   /* T3 looks neither at BEGAN again nor at what H was */
 #define INSIDE_IS_TAKEN   9   /* T3 looks at BEGAN only: a thread that was INSIDE when H was to be shut may be out by then */
 #define NO_TAKEOVER       8   /* whoever waits for the seat waits until it is 0: as good, but for signal handlers */
 #ifndef MUTATION
@@ -178,7 +178,7 @@ proctype Waiter() {
     od
 }
 
-#define STAYS (d != 0 && !IS(T3_TAKES_ANYHOW) || w == INSIDE && !IS(INSIDE_IS_TAKEN))
+#define STAYS (!IS(T3_TAKES_ANYHOW) && (d != 0 || w == INSIDE && !IS(INSIDE_IS_TAKEN)))
 
 proctype Supervisor() {
     byte h, d, w;
