@@ -16,7 +16,7 @@ lock revokes the bias; then it is an ordinary lock, until somebody deserves it a
     # SHUT      none is, nor gets in by it any more   V1, B5            OUTSIDE (R1', of a later bias)
 
     A control block has a few slots: in each the identity of the process that claimed it, and H.  A generation is used once.
-    A Lock and an RLock have three, each end of a ring (``_ring``) has two.
+    A Lock and an RLock have three, with a lease one (``_leased_door``), each end of a ring (``_ring``) has two.
     In its own memory each process has the door, which knows which thread is in, and ``inside``, how often it went in.
 
     acquire, where we have a door
@@ -79,20 +79,21 @@ import os
 import sys
 import weakref
 from _thread import get_ident
+from collections.abc import Callable
 from operator import truth
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import _layout as at
 from . import _process
-from ._atomic import IS_WEAK, Operand, borrow_operand, give_back, has_doors, make_door
+from ._atomic import IS_WEAK, Operand, Words, borrow_operand, give_back, has_doors, make_door
 from ._sys import SYSTEM, crash_points
 
 if TYPE_CHECKING:
     from ._owned import OwnedWords
 
 __all__ = [
-    "NEVER", "NEVER_OPEN", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible", "ordinary", "revoke",
-    "undo", "why_not",
+    "NEVER", "NEVER_OPEN", "Slots", "allow", "drop", "finish", "first_credit", "forget", "grant", "is_possible",
+    "make_ordinary", "ordinary", "revoke", "shut_for", "slots_at", "stay", "undo", "why_not",
 ]  # fmt: skip
 
 NEVER: Final = 1 << 29
@@ -139,16 +140,56 @@ def ordinary(view: memoryview, start: int, w: int) -> int:
     """The ordinary owner word that says the same as ``w``, for who only looks.  ``start``: of the control block."""
     if not at.names_slot(w):
         return w
-    slot, slots = at.slot_in(w), at.bias_slots(view[start + at.BLOCK_KIND])
-    if slot >= slots or view[start + at.BLOCK_BIASES + slots + slot] != at.INSIDE:
+    slot, kind = at.slot_in(w), view[start + at.BLOCK_KIND]
+    claims, holds = at.bias_words(kind)
+    if slot >= at.bias_slots(kind) or view[start + holds + slot] != at.INSIDE:
         return 0
-    return view[start + at.BLOCK_BIASES + slot] & at.OWNER
+    return view[start + claims + slot] & at.OWNER
+
+
+class Slots(NamedTuple):
+    """A control block and its slots: the words of its arena, and the places of W, of the first claim, and of the first H."""
+
+    words: Words
+    start: int
+    number: int
+    claims: int
+    holds: int
+
+
+def slots_at(words: Words, start: int, kind_word: int) -> Slots:
+    """Those of the control block at ``start``."""
+    claims, holds = at.bias_words(kind_word)
+    return Slots(words, start, at.bias_slots(kind_word), start + claims, start + holds)
 
 
 def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int = 0) -> bool:
     """V0 to V2, as far as nobody else goes on with it.  With ``take``: whether that took the lock."""
-    start, view, swap = words.block.start, words.view, words.block.arena.words.compare_exchange
-    place, pointer = words.places[0]
+    if take is None:
+        return _revoke(_slots_of(words), w, None)
+    pointer = words.places[0][1]
+    return _revoke(_slots_of(words), w, lambda w: take.compare_exchange(pointer, w, _process.current.word | parked))
+
+
+def _slots_of(words: OwnedWords) -> Slots:
+    return Slots(words.block.arena.words, words.block.start, words.bias_slots, words.first_claim, words.first_hold)
+
+
+def make_ordinary(slots: Slots, w: int) -> None:
+    """V0 to V2 for a word ``w``, by who does not use the lock: the supervisor."""
+    _revoke(slots, w, None)
+
+
+def shut_for(slots: Slots, owner: int) -> bool:
+    """V1 once more, for a word that is REVOKED, and H of the slot that its owner has claimed.  False: H is INSIDE."""
+    claimed = [slot for slot in range(slots.number) if slots.words.load(slots.claims + slot) == owner]
+    found = {_shut(slots, slot) for slot in claimed}
+    return at.INSIDE not in found
+
+
+def _revoke(slots: Slots, w: int, take: Callable[[int], bool] | None) -> bool:
+    words, start, swap = slots.words, slots.start, slots.words.compare_exchange
+    place = start + at.BLOCK_WORD
     if w & at.BIASED:
         if not swap(place, w, w ^ at.REVOKED):  # V0
             return False
@@ -156,18 +197,17 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
         if crash_points:
             crash_points[0]("C72 REVOKING")
     if IS_WEAK and not SYSTEM.membarrier():  # V1
-        kind = view[start + at.BLOCK_KIND]
+        kind = words.load(start + at.BLOCK_KIND)
         swap(start + at.BLOCK_KIND, kind, kind | at.UNBIASED)
     slot, owner = at.slot_in(w), 0
-    if slot < words.bias_slots and _shut(words, slot) == at.INSIDE:
-        owner = view[start + at.BLOCK_BIASES + slot] & at.OWNER
+    if slot < slots.number and _shut(slots, slot) == at.INSIDE:
+        owner = words.load(slots.claims + slot) & at.OWNER
     if crash_points:
         crash_points[0]("C72 shut, or found INSIDE")
     if owner:
         swap(place, w, owner | at.REVOKED)  # V2
     elif take is not None:
-        taken: bool = take.compare_exchange(pointer, w, _process.current.word | parked)
-        return taken
+        return take(w)
     else:
         swap(place, w, 0)
     if crash_points:
@@ -175,9 +215,9 @@ def revoke(words: OwnedWords, w: int, take: Operand | None = None, parked: int =
     return False
 
 
-def _shut(words: OwnedWords, slot: int) -> int:
+def _shut(slots: Slots, slot: int) -> int:
     """CAS(H: OUTSIDE -> SHUT): what H is then, INSIDE or SHUT."""
-    pointer, operand = words.block.arena.words.pointer(words.first_hold + slot), borrow_operand()
+    pointer, operand = slots.words.pointer(slots.holds + slot), borrow_operand()
     h = at.OUTSIDE
     while h not in (at.INSIDE, at.SHUT) and not operand.compare_exchange(pointer, h, at.SHUT):
         h = operand.seen()
@@ -204,7 +244,7 @@ def _grant(words: OwnedWords, operand: Operand) -> bool:
     if words.limit == NEVER or view[place] != me:
         return False
     kind = view[start + at.BLOCK_KIND]
-    if kind & (at.LEASED | at.RANKED | at.UNBIASED) or not is_possible():
+    if kind & (at.RANKED | at.UNBIASED) or not words.may_be_biased or not is_possible():
         words.limit = words.credit.cell_contents = NEVER
         return False
     slot = _claim(words, operand.process)
@@ -219,7 +259,7 @@ def _grant(words: OwnedWords, operand: Operand) -> bool:
     generation = view[start + at.BLOCK_GENERATION] + 1 & at.GENERATION
     view[start + at.BLOCK_GENERATION] = generation
     biased, h = at.biased(slot, generation), words.first_hold + slot
-    door = make_door(words.block.arena.words.address + h * at.WORD, recursive=kind & at.KIND == at.RLOCK)
+    door = make_door(words.block.arena.words.address + h * at.WORD, recursive=words.has_recursive_door)
     go_in, go_out = door.acquire, door.release
     w = place * at.WORD + at.byte_of(0)
     lowest = words.block.arena.segment.memory[w : w + 1]
@@ -257,7 +297,7 @@ def _finish(words: OwnedWords) -> None:
         if door is None or back is None:
             return  # there is nothing to do, or we are a forked child
         if words.view[words.first_hold + slot] != at.SHUT and (
-            words.view[words.places[0][0]] == words.biased or _shut(words, slot) == at.INSIDE
+            words.view[words.places[0][0]] == words.biased or _shut(_slots_of(words), slot) == at.INSIDE
         ):  # B5
             return
         if words.door is not door or words.leaver:  # no call from here on
@@ -317,6 +357,23 @@ def _drop(words: OwnedWords) -> None:
     _finish(words)  # W is not ours by a bias: it is B6's end
 
 
+def stay(words: OwnedWords) -> None:
+    """Stay in, but by W: what this thread has by the door becomes an ordinary hold, and the door is given back."""
+    _process.to_the_end(lambda: _stay(words))
+
+
+def _stay(words: OwnedWords) -> None:
+    door, (place, pointer) = words.door, words.places[0]
+    if door is not None and words.inside.cell_contents and door._is_mine():  # else it is done, as far as to the end of ``drop``
+        words.depth, words.holder.cell_contents = door._count(), get_ident()
+        operand, this = Operand(), _process.current.word
+        while (w := words.view[place]) in (words.biased, words.biased ^ at.REVOKED):
+            revoke(words, w)
+        while (w := words.view[place]) & at.OWNER == this and w & at.REVOKED == at.REVOKED:
+            operand.compare_exchange(pointer, w, w & ~at.REVOKED)
+    drop(words)
+
+
 def undo(words: OwnedWords) -> None:
     """Get out again by the door if this thread got in and a signal handler has raised since.
 
@@ -369,11 +426,11 @@ def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
 
     Forked: this is a child of ``process``.  It must not write a thing in its parent's name, least of all H: its parent is in.
     """
-    arena, start, operand = words.block.arena, words.block.start, Operand()
+    arena, operand = words.block.arena, Operand()
     if operand.process is not process:
         raise _process.Forked
     for slot in range(words.bias_slots):
-        place, h = start + at.BLOCK_BIASES + slot, words.first_hold + slot
+        place, h = words.first_claim + slot, words.first_hold + slot
         owner, key = words.view[place], (arena.identity, words.block.index, slot)
         if owner == process.word:
             is_free = _claims.get(key) in (None, words)  # of an object that is gone, or of an attempt that was interrupted
@@ -391,7 +448,7 @@ def _claim(words: OwnedWords, process: _process.ProcessIdentity) -> int | None:
 def _give_back(words: OwnedWords, slot: int) -> None:
     arena, operand = words.block.arena, Operand()
     _claims.pop((arena.identity, words.block.index, slot), None)
-    operand.compare_exchange(arena.words.pointer(words.block.start + at.BLOCK_BIASES + slot), operand.process.word, 0)
+    operand.compare_exchange(arena.words.pointer(words.first_claim + slot), operand.process.word, 0)
 
 
 _process.refresh_in_child.append(_claims.clear)

@@ -153,9 +153,11 @@ BLOCK_CELL_COUNT: Final = BLOCK_WORDS - BLOCK_CELLS
 BLOCK_LEASE: Final = 8  # ns, what it was created with: the terms of who asks for none of their own
 BLOCK_GRACE: Final = 9  # ns
 BLOCK_TOKEN: Final = 10  # fencing token: grows with every hold
-# Nor have others, which may be biased, and the two ends of a ring; nor have these a parameter.
+# Nor have others, which may be biased, and the two ends of a ring; nor have these, leased or not, a parameter.
 BLOCK_GENERATION: Final = 2  # how often it was
-BLOCK_BIASES: Final = 8  # for each slot a word, the identity of who claimed it; and then for each slot another one, its H
+# Of the bias: for each slot a word, the identity of who claimed it; and then for each slot another one, its H.
+BLOCK_BIASES: Final = 8
+BLOCK_LEASED_BIASES: Final = 11  # behind the words of the lease
 INSIDE: Final = 0  # of H: its process is in
 OUTSIDE: Final = 1  # it is not, and may go in
 SHUT: Final = 1 << 32  # it is not, and cannot go in: to the C library a semaphore without a permit
@@ -186,8 +188,9 @@ KIND_NAMES: Final = (
 )  # fmt: skip
 #: Whose words may be reserved (``_handover``).  Not those of an RWLock, whose readers stand in another line.
 OWNED_KINDS: Final = (LOCK, RLOCK, GUARDED, CHANNEL, QUEUE)
-#: For how many slots of the bias there is room, by kind.
+#: For how many slots of the bias there is room, by kind; and where it is leased.
 BIAS_SLOTS: Final = {LOCK: 3, RLOCK: 3, CHANNEL: 2, QUEUE: 2}
+LEASED_BIAS_SLOTS: Final = {LOCK: 1, RLOCK: 1}
 KIND: Final = 0xFF
 POLICY_SHIFT: Final = 8
 POLICY: Final = 0xFF << POLICY_SHIFT
@@ -311,7 +314,13 @@ def biased(slot: int, generation: int) -> int:
 
 def bias_slots(kind_word: int) -> int:
     """How many slots of the bias a control block has; 0: its words are used for something else."""
-    return 0 if kind_word & LEASED else BIAS_SLOTS.get(kind_word & KIND, 0)
+    return (LEASED_BIAS_SLOTS if kind_word & LEASED else BIAS_SLOTS).get(kind_word & KIND, 0)
+
+
+def bias_words(kind_word: int) -> tuple[int, int]:
+    """Where in a control block the slots begin that it has: the words that say who has claimed them, and their H."""
+    first = BLOCK_LEASED_BIASES if kind_word & LEASED else BLOCK_BIASES
+    return first, first + bias_slots(kind_word)
 
 
 def slot_in(word: int) -> int:

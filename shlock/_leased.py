@@ -36,11 +36,12 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from . import _bias, _ledger, _process
 from . import _layout as at
-from . import _ledger, _process
 from ._atomic import ZERO, raw_compare_exchange
 from ._fast_path import over
 from ._layout import WORD_MASK
+from ._leased_door import Functions, go_in_by_door, go_out_by_door, is_in_by_door, make_door_functions
 from ._owned import OwnedWords, describe
 from ._process import identity_pointer
 from ._sys import SYSTEM
@@ -57,6 +58,8 @@ class LeasedPath(NamedTuple):
     """What a leased lock does instead of a plain one.
 
     ``take`` and ``leave`` go in and out by any acquire and release of the word that are given: for ``repair()`` and Conditions.
+    The word has to be ours then: ``stay`` sees to that for who is in by the door.  ``by_door`` gives the first four for as long
+    as there is one.
     """
 
     acquire: Callable[..., bool]
@@ -65,6 +68,8 @@ class LeasedPath(NamedTuple):
     exit: Callable[..., None]
     take: Callable[..., Lease | None]
     leave: Callable[[Callable[[], object]], None]
+    stay: Callable[[], None]
+    by_door: Callable[[], Functions]
 
 
 def make_refusing_path(words: OwnedWords, needs: str) -> LeasedPath:
@@ -76,7 +81,7 @@ def make_refusing_path(words: OwnedWords, needs: str) -> LeasedPath:
         reason = f"its contract does not allow to {what}, only {', '.join(terms.operations)}"
         raise ContractDenied(describe(words.block), reason, "no rule" if contract is None else contract.rule)
 
-    return LeasedPath(acquire=refuse, release=refuse, enter=refuse, exit=refuse, take=refuse, leave=refuse)
+    return LeasedPath(refuse, refuse, refuse, refuse, take=refuse, leave=refuse, stay=refuse, by_door=refuse)
 
 
 def make_leased_path(
@@ -85,6 +90,7 @@ def make_leased_path(
     renew: Callable[[OwnedWords], Grant],
     *,
     recursive: bool,
+    raises: bool,
 ) -> LeasedPath:
     """The path of a leased lock, around that of a plain one."""
     acquire_plain, release_plain, leave_plain = plain
@@ -93,8 +99,9 @@ def make_leased_path(
     # What enter and exit use.  Those that are assigned to are cells of the words, which stay when another contract comes.
     states, tokens = view[place : place + 1], view[token_place : token_place + 1]
     zero, mine = words.zero[0], words.mine[0]  # whoever has the seat has them to himself
-    seat = holder = me = 0
-    odd = False
+    seat: Any = 0
+    holder = me = token = credit = 0
+    odd = has_door = False
     moments: Any = None
     doubts: Any = None
 
@@ -106,9 +113,9 @@ def make_leased_path(
         does_more = as_lease or words.grant.record_site
 
         def enter(block: bool = True, timeout: float | None = None, preempt: bool = False) -> Any:
-            nonlocal seat, holder
+            nonlocal seat, holder, token
             thread = get_ident()
-            if seat or timeout is not None or preempt:
+            if seat or timeout is not None or preempt or has_door:
                 return enter_slowly(block, timeout, as_lease, preempt)
             seat = thread  # E0: no call since the test, so nobody came in between
             try:
@@ -161,27 +168,47 @@ def make_leased_path(
         return enter
 
     def enter_slowly(block: bool, timeout: float | None, as_lease: bool, preempt: bool = False) -> Any:
-        lease = take(preempting if preempt else acquire_plain, block, timeout, 4 if preempt else 3)
+        lease = take(preempting if preempt else None, block, timeout, 4 if preempt else 3)
         return lease if as_lease else lease is not None
 
     def preempting(block: bool, timeout: float | None) -> bool:
         """An acquire that throws out who has lower precedence."""
         with words.grant.preempts():
-            return acquire_plain(block, timeout)
+            return acquire_word_only(block, timeout)
+
+    def acquire_word_only(block: bool, timeout: float | None) -> bool:
+        """E1 by W, though there may be a door."""
+        if words.has_door.cell_contents:
+            return words.acquire(block, timeout, raises=raises)
+        return acquire_plain(block, timeout)
 
     def take(
-        acquire_word: Callable[..., bool], block: bool = True, timeout: float | None = None, frames: int = 1
+        acquire_word: Callable[..., bool] | None = None, block: bool = True, timeout: float | None = None, frames: int = 1
     ) -> Lease | None:
         until = _clock() + max(0.0, timeout) if block and timeout is not None else None
         while True:
             grant: Grant = words.grant
             if grant.is_away:
                 grant = renew(words)
-            go_in = announced(grant, acquire_word) if grant.terms.inherit else acquire_word
-            if grant.seat.cell_contents == get_ident():
+            go_in = acquire_word or acquire_word_only
+            if grant.terms.inherit:
+                go_in = announced(grant, go_in)
+            by_door = is_in_by_door(words)
+            if by_door or grant.seat.cell_contents == get_ident():
                 # The thread has it already: deeper into an RLock, or into the deadlock that a Lock makes of it.
-                grant.odd.cell_contents = True  # it has to get out as often
-                return grant.lease if go_in(block, timeout) else None
+                if not by_door or not words.inside.cell_contents or not recursive:
+                    grant.odd.cell_contents = True  # it has to get out as often
+                before = level()
+                try:
+                    if not (acquire_plain if by_door and recursive else go_in)(block, timeout):
+                        return None
+                    if by_door and not words.inside.cell_contents:  # ``drop``: W was not ours, and now is
+                        grant.seat.cell_contents = get_ident()
+                    return grant.lease
+                except BaseException:
+                    if level() > before:
+                        leave_plain()
+                    raise
             try:
                 if not grant.wait_for_seat(block, until):  # E0
                     if grant.is_away:
@@ -189,10 +216,15 @@ def make_leased_path(
                     return None
                 if grant.terms.inherit:
                     grant.note_thread()
+                if words.has_door.cell_contents and acquire_word in (None, preempting):
+                    lease = go_in_by_door(words, grant, get_ident())
+                    if lease is not None:
+                        return lease
                 while go_in(block, timeout if until is None else max(0.0, until - _clock())):  # E1
                     grant.moments[grant.began] = began = _clock()  # E2
                     if view[place] == words.me.cell_contents or is_ours(grant):  # E3
                         view[token_place] = token = view[token_place] + 1 & WORD_MASK  # E4
+                        words.lease_token.cell_contents = token
                         if grant.record_site:
                             grant.note_site(frames)
                         return grant.make_lease(began, token)
@@ -227,12 +259,21 @@ def make_leased_path(
 
     def undo(grant: Grant) -> None:
         """After an exception on the way in, anywhere between E0 and the return."""
-        if grant.seat.cell_contents == get_ident():
+        if is_in_by_door(words):
+            go_out_by_door(words)
+        elif grant.seat.cell_contents == get_ident():
             if words.holder.cell_contents == get_ident() and view[place] & at.OWNER == words.me.cell_contents:
                 leave(leave_plain)
             else:
                 grant.moments[grant.began] = 0.0
                 grant.leave_seat()
+
+    def level() -> int:
+        """How often the calling thread is in; 0 also if it has the seat, and the word was taken away."""
+        door = words.door
+        if door is not None and door._is_mine():
+            return int(door._count())
+        return words.depth if words.lease_seat.cell_contents == get_ident() else 0
 
     def leave(release_word: Callable[[], object]) -> None:
         """X1 to X3.  What a signal handler raises meanwhile comes out when the lock is released."""
@@ -240,11 +281,16 @@ def make_leased_path(
         interruption: BaseException | None = None
         while True:  # no recursion: a function that refers to itself would keep the lock alive
             try:
-                thread = get_ident()
+                thread, by_door, depth = get_ident(), is_in_by_door(words), level()
                 break
             except BaseException as error:
                 interruption = error
-        if grant.seat.cell_contents != thread or words.depth > 1:
+        if by_door and depth == 1:
+            _process.to_the_end(lambda: go_out_by_door(words))
+            if interruption is not None:
+                raise interruption
+            return
+        if by_door or grant.seat.cell_contents != thread or depth > 1:
             release_word()
             if interruption is not None:
                 raise interruption
@@ -271,6 +317,12 @@ def make_leased_path(
         if interruption is not None:
             raise interruption
 
+    def stay() -> None:
+        """Have W itself, and the seat by our number, if we are in by the door."""
+        if is_in_by_door(words):
+            words.lease_seat.cell_contents, words.lease_odd.cell_contents = get_ident(), True
+            _bias.stay(words)
+
     def leave_plainly() -> None:
         leave(leave_plain)
 
@@ -278,21 +330,22 @@ def make_leased_path(
         """``leave`` for the case that is all but always: nobody waits, and nothing is odd."""
 
         def exit_(kind: object = None, value: object = None, traceback: object = None) -> None:
-            nonlocal seat, holder
+            nonlocal seat, holder, credit
             try:
                 thread = get_ident()
             except BaseException:  # a signal handler's: release first
                 leave_slowly()
                 raise
             taken_by = seat
-            if taken_by != thread or odd:
-                depth = words.depth
+            if taken_by != thread or odd or not credit:
+                depth = None
                 try:
+                    depth = level()
                     return leave_slowly()
                 except (AssertionError, ValueError):
                     raise
                 except BaseException:  # a signal handler's, at the entry
-                    if seat == thread and words.depth == depth:
+                    if depth is None or (depth and level() == depth):
                         leave_plainly()
                     raise
             try:
@@ -300,6 +353,7 @@ def make_leased_path(
                 if raw_compare_exchange(word, mine, ZERO):  # X2
                     if seat is taken_by:  # else a forked child, in the middle of its parent's release
                         holder = 0
+                        credit -= 1
                         seat = FREE  # X3
                     return None
                 if seat != thread:
@@ -324,13 +378,13 @@ def make_leased_path(
         try:
             thread = get_ident()
         except BaseException:
-            if words.holder.cell_contents and view[place] & at.OWNER == words.me.cell_contents:
+            if words.inside.cell_contents or (words.holder.cell_contents and view[place] & at.OWNER == words.me.cell_contents):
                 leave(leave_plain)
             raise
-        if grant.seat.cell_contents == thread:
+        if grant.seat.cell_contents == thread or is_in_by_door(words):
             leave(leave_plain)
             return
-        owner = view[place] & at.OWNER
+        owner = words.word_at(place) & at.OWNER
         if owner and not recursive:
             raise ValueError(
                 f"{describe(words.block)} is leased: it is released by the thread that took it, of pid {_process.pid_of(owner)}"
@@ -344,7 +398,20 @@ def make_leased_path(
         "moments": words.lease_began,
         "doubts": words.lease_doubt,
         "odd": words.lease_odd,
+        "token": words.lease_token,
+        "credit": words.credit,
+        "has_door": words.has_door,
     }
+    four = Functions(make_enter(False), make_exit(release_slowly), make_enter(True), make_exit(leave_plainly))
+    door_functions: Functions | None = None
+
+    def by_door() -> Functions:
+        """Made when they are first needed: most locks never are biased."""
+        nonlocal door_functions
+        if door_functions is None:
+            door_functions = make_door_functions(words, four)
+        return door_functions
+
     if words.grant.terms.inherit:
         return LeasedPath(
             acquire=make_slow_enter(False),
@@ -353,12 +420,7 @@ def make_leased_path(
             exit=lambda kind=None, value=None, traceback=None: leave_plainly(),
             take=take,
             leave=leave,
+            stay=stay,
+            by_door=lambda: four,
         )
-    return LeasedPath(
-        acquire=make_enter(False),
-        release=make_exit(release_slowly),
-        enter=make_enter(True),
-        exit=make_exit(leave_plainly),
-        take=take,
-        leave=leave,
-    )
+    return LeasedPath(*four, take=take, leave=leave, stay=stay, by_door=by_door)

@@ -112,11 +112,12 @@ class OwnedWords:
     """The owned words of one control block, as this process uses them: what all its objects for that block share."""
 
     __slots__ = (
-        "__weakref__", "bias_slots", "biased", "block", "credit", "depth", "door", "finishing", "first_hold", "go_in",
-        "go_out", "grant", "granted", "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside", "is_inherited",
-        "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "leaver", "leaving", "limit", "looked",
-        "looks", "lowest", "mark", "may_release", "may_take", "me", "mine", "name", "next_look", "on_heir", "parking",
-        "places", "policy", "rally", "skips", "slot", "turn", "users", "view", "zero",
+        "__weakref__", "bias_slots", "biased", "block", "credit", "depth", "door", "finishing", "first_claim", "first_hold",
+        "go_in", "go_out", "grant", "granted", "granter", "has_door", "has_had_turn", "has_permits", "holder", "inside",
+        "is_inherited", "is_lock", "kept", "lease_began", "lease_doubt", "lease_odd", "lease_seat", "lease_spare",
+        "lease_token", "leaver", "leaving", "limit", "looked", "looks", "lowest", "mark", "may_release", "may_take", "me",
+        "mine", "name", "next_look", "on_heir", "parking", "places", "policy", "rally", "skips", "slot", "turn", "users",
+        "view", "zero",
     )  # fmt: skip
 
     def __init__(self, block: Block, places: list[int]) -> None:
@@ -145,6 +146,8 @@ class OwnedWords:
         self.lease_seat, self.lease_began, self.lease_doubt = CellType(NO_CONTRACT), CellType(None), CellType(None)
         #: Whether there is more to do on the way out: a site to record, LEFT to write, a gate to open, nothing to keep.
         self.lease_odd = CellType(False)
+        #: The token of the latest hold of this process; a Lease that nobody has any more, to be used again.
+        self.lease_token, self.lease_spare = CellType(0), CellType(None)
         #: Called under the lock by who got it after a death, before anything else: it decides what the dead one has done.
         self.on_heir: Callable[[], None] | None = None
         self.is_lock = not block.owned  # one word, that of the block itself
@@ -158,7 +161,7 @@ class OwnedWords:
         self.lowest, self.mark, self.credit = CellType(None), CellType(0), CellType(0)  # the lowest byte of W, and what it is
         self.limit = self.credit.cell_contents = _bias.first_credit(block.kind)
         self.bias_slots = at.bias_slots(block.kind_word)
-        self.first_hold = block.start + at.BLOCK_BIASES + self.bias_slots  # where the H of the slots lie
+        self.first_claim, self.first_hold = (block.start + place for place in at.bias_words(block.kind_word))
         self.door: Door | None = None
         self.leaver = 0  # which of our threads is giving the bias back
         self.users: list[weakref.ref[Any]] = []  # objects whose functions depend on whether there is a door
@@ -171,6 +174,16 @@ class OwnedWords:
         self.zero, self.mine = new_cell(0), new_cell(_process.current.word)
         self.may_take, self.may_release = CellType(HAS_LOCK), CellType(HAS_LOCK)
         _all_words.add(self)
+
+    @property
+    def may_be_biased(self) -> bool:
+        """Not where each hold has to be told to somebody: under a contract that inherits, or records sites."""
+        return self.grant is None or not (self.grant.terms.inherit or self.grant.terms.record_site)
+
+    @property
+    def has_recursive_door(self) -> bool:
+        """Whether only the thread that went in by the door gets out by it: of an RLock, and of what is leased."""
+        return bool(self.block.leased) or self.block.kind == at.RLOCK
 
     def renew_operands(self) -> None:
         """In a forked child: R1 expects another word, and whatever was going on was the parent's."""

@@ -214,7 +214,8 @@ class Grant(Slot):
         self._words = weakref.ref(words)  # which refers to us
         self.terms = terms
         self.process = _process.current
-        #: Which thread of this process is between E0 and X3; FREE; or AWAY: there is no contract that can be used.
+        #: Which thread of this process is between E0 and X3, or when it went in by the door (``_leased_door``); FREE; or AWAY:
+        #: there is no contract that can be used.
         self.seat = words.lease_seat
         self.is_away = False
         self.gates: collections.deque[Any] = collections.deque()  # of threads that wait for the seat
@@ -239,6 +240,7 @@ class Grant(Slot):
         words.grant = self
         words.lease_began.cell_contents = self.moments[self.began : self.began + 1]
         words.lease_doubt.cell_contents = self.view[_ledger.DOUBT + self.number : _ledger.DOUBT + self.number + 1]
+        words.lease_spare.cell_contents = self.make_lease(0.0, 0)
         if words.lease_seat.cell_contents == AWAY:  # no call between
             words.lease_seat.cell_contents = FREE
 
@@ -255,6 +257,7 @@ class Grant(Slot):
         interpreter looks neither at signals nor at other threads.
         """
         me = get_ident()
+        words = self.words
         gate = threading.Lock()
         gate.acquire()
         self.gates.append(gate)
@@ -263,6 +266,15 @@ class Grant(Slot):
             while True:
                 if self.seat.cell_contents <= FREE and not self.is_away:
                     self.seat.cell_contents = me
+                    return True
+                if (
+                    self.seat.cell_contents.__class__ is float
+                    and words is not None
+                    and (words.door is None or words.view[words.first_hold + words.slot] != at.INSIDE)
+                    and not self.is_away
+                ):  # D2: who has it is not inside; perhaps it is this thread, of which we are a signal handler
+                    self.seat.cell_contents = me
+                    self.moments[self.began] = 0.0
                     return True
                 now = SYSTEM.monotonic()
                 if self.is_away or not block or (until is not None and now >= until):
@@ -381,7 +393,7 @@ class Grant(Slot):
 
     def is_of_caller(self) -> bool:
         words = self.words
-        return words is not None and words.holder.cell_contents == get_ident()
+        return words is not None and words.is_mine()
 
 
 class Lease:

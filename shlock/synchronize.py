@@ -408,20 +408,24 @@ class Lock(_Owned):
                 return
         # As in multiprocessing: the object's own functions, without the detour over the class; "with" finds them in slots.
         self._paths = make_fast_path(words, recursive=self._kind == at.RLOCK, raises=self._on_deadlock == "raise")
-        if not block.leased:
-            self._choose_path()
-            words.users = [user for user in words.users if user() is not None] + [weakref.ref(self)]
-            return
-        from ._client import renew
+        if block.leased:
+            from ._client import renew
 
-        path = self._leased = make_leased_path(words, self._paths[0], renew, recursive=self._kind == at.RLOCK)
-        self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
-        self.__enter__, self.__exit__ = path.enter, path.exit
+            options = {"recursive": self._kind == at.RLOCK, "raises": self._on_deadlock == "raise"}
+            self._leased = make_leased_path(words, self._paths[0], renew, **options)
+        self._choose_path()
+        words.users = [user for user in words.users if user() is not None] + [weakref.ref(self)]
 
     def _choose_path(self) -> None:
         """Have the functions that suit the lock as it is now: biased to this process, or not."""
+        has_door, leased = self._words.door is not None, self._leased
+        if leased is not None:
+            functions = leased.by_door() if has_door else leased
+            self.__dict__["acquire"], self.__dict__["release"] = functions.acquire, functions.release
+            self.__enter__, self.__exit__ = functions.enter, functions.exit
+            return
         ordinary, by_door = self._paths
-        path = by_door() if self._words.door is not None else ordinary
+        path = by_door() if has_door else ordinary
         self.__dict__["acquire"], self.__dict__["release"] = path.acquire, path.release
         self.__enter__, self.__exit__ = path.acquire, path.leave
 
@@ -509,6 +513,7 @@ class Lock(_Owned):
         words = self._words
         depth = words.count()
         if self._leased is not None:
+            self._leased.stay()
             words.depth = 1
             self._leased.leave(words.release)
             return depth

@@ -643,10 +643,10 @@ class World:
             name = kind if kinds.count(kind) == 1 else f"{kind} {number}"
             self.names[self.layout.block(index) + at.BLOCK_WORD] = name
             if code in (at.LOCK, at.RLOCK):
-                slots = at.bias_slots(code)
-                for slot in range(slots):
-                    self.names[self.layout.block(index) + at.BLOCK_BIASES + slots + slot] = f"H {slot} of {name}"
-                    self.names[self.layout.block(index) + at.BLOCK_BIASES + slot] = f"slot {slot} of {name}"
+                claims, holds = at.bias_words(code)
+                for slot in range(at.bias_slots(code)):
+                    self.names[self.layout.block(index) + holds + slot] = f"H {slot} of {name}"
+                    self.names[self.layout.block(index) + claims + slot] = f"slot {slot} of {name}"
             for cell in range(cells):
                 self.names[self.layout.block(index) + at.BLOCK_CELLS + cell] = f"party {cell}"
             for process in self.processes:

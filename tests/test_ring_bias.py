@@ -77,10 +77,10 @@ def word_of(end: Any) -> int:
 
 def has_it(end: Any) -> int | None:
     """Which process the lock of an end is biased to."""
-    w, block = word_of(end), end.lock._block
+    w = word_of(end)
     if w & at.REVOKED != at.BIASED:
         return None
-    return _process.pid_of(end.view[block.start + at.BLOCK_BIASES + at.slot_in(w)])
+    return _process.pid_of(end.view[end.lock._words.first_claim + at.slot_in(w)])
 
 
 def bias(end: Any, use: Callable[[], Any]) -> None:
@@ -176,8 +176,13 @@ def test_a_ring_has_a_slot_for_one_that_does_not_come_back(kind: str, monkeypatc
 def test_the_words_of_the_bias_are_nothing_else() -> None:
     ends = {at.LOCK: at.BLOCK_CONFIRMED, at.RLOCK: at.BLOCK_CONFIRMED, at.CHANNEL: at.BLOCK_PLACE, at.QUEUE: at.BLOCK_PLACE}
     for kind in range(at.EXTENSION + 1):
-        assert at.BLOCK_BIASES + 2 * at.bias_slots(kind) <= ends.get(kind, at.BLOCK_BIASES)
-        assert at.bias_slots(kind | at.LEASED) == 0
+        claims, holds = at.bias_words(kind)
+        assert holds == claims + at.bias_slots(kind)
+        assert holds + at.bias_slots(kind) <= ends.get(kind, at.BLOCK_BIASES)
+        claims, holds = at.bias_words(kind | at.LEASED)
+        assert claims > at.BLOCK_TOKEN
+        assert holds + at.bias_slots(kind | at.LEASED) <= at.BLOCK_CONFIRMED
+        assert bool(at.bias_slots(kind | at.LEASED)) is (kind in (at.LOCK, at.RLOCK))
 
 
 def test_slots_of_a_queue_and_the_ends_of_what_is_leased_are_never_biased(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:

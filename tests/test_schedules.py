@@ -651,7 +651,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "a_revoker_that_calls_no_membarrier": (
         lambda world: lock_scenario(world(2, "Lock", has_buffers=True), biased=(0,)),
         Bound(2),
-        "_bias.revoke",
+        "_bias._revoke",
         "if IS_WEAK and not SYSTEM.membarrier():  # V1",
         "if False:",
         "nobody can go on",
@@ -659,17 +659,17 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "a_revoker_that_looks_at_the_door_before_its_membarrier": (
         lambda world: lock_scenario(world(2, "Lock", has_buffers=True), biased=(0,)),
         Bound(2),
-        "_bias.revoke",
+        "_bias._revoke",
         "if IS_WEAK and not SYSTEM.membarrier():  # V1",
-        "h = globals()['_shut'](words, at.slot_in(w))\n    _shut = lambda *what: h\n    if not SYSTEM.membarrier():",
+        "h = globals()['_shut'](slots, at.slot_in(w))\n    _shut = lambda *what: h\n    if not SYSTEM.membarrier():",
         "nobody can go on",
     ),
     "a_revoker_that_looks_at_the_door_and_does_not_shut_it": (
         lambda world: lock_scenario(world(2, "Lock"), biased=(0,)),
         Bound(2),
-        "_bias.revoke",
-        "_shut(words, slot) == at.INSIDE",
-        "view[words.first_hold + slot] == at.INSIDE",
+        "_bias._revoke",
+        "_shut(slots, slot) == at.INSIDE",
+        "words.load(slots.holds + slot) == at.INSIDE",
         "released too many times",  # the owner's release finds that W is somebody else's
     ),
     "a_release_that_looks_at_the_word_before_its_post": (
@@ -700,7 +700,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(2, "Lock", spots_each=2), threads=(0, 0, 1), rounds=2, biased=(0,)),
         Bound(2),
         "_bias._finish",
-        "or _shut(words, slot) == at.INSIDE",
+        "or _shut(_slots_of(words), slot) == at.INSIDE",
         "",
         "inside together",
     ),
@@ -739,7 +739,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
     "a_hold_that_was_revoked_and_looks_like_any_other": (
         lambda world: lock_scenario(world(2, "Lock"), biased=(0,)),
         Bound(2),
-        "_bias.revoke",
+        "_bias._revoke",
         "swap(place, w, owner | at.REVOKED)  # V2",
         "swap(place, w, owner)",
         "nobody can go on",
@@ -756,7 +756,7 @@ MUTATIONS: dict[str, tuple[Callable[[Made], Scenario], Bound, str, str, str, str
         lambda world: lock_scenario(world(1, "RLock", spots_each=2), kind="RLock", depth=2, threads=(0, 0), biased=(0,)),
         Bound(2),
         "_bias._grant",
-        "recursive=kind & at.KIND == at.RLOCK",
+        "recursive=words.has_recursive_door",
         "recursive=False",
         "nobody can go on",
     ),

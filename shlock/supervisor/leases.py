@@ -10,6 +10,8 @@
     # L1  no hold can end between two looks that are at most the shortest lease apart, without the second one seeing it
     # L2  a deadline counts from when it was first seen: no claim in memory gives a holder more than its lease from then on
     # L3  time without a supervisor does not count: a deadline from before the adoption means a whole lease from there on
+    # L4  a hold that the look before has not seen began after that look.  One that seems to be older belongs to who was stopped
+    #     between reading the clock and getting in: it has a whole lease from when it is seen
 
 Times are monotonic nanoseconds.  A holder writes its deadline after it got the lock and clears it before it releases, so
 "owner, no deadline" is a moment of a few instructions; one that lasts is a holder that was stopped there.
@@ -68,12 +70,13 @@ class Watched:
         self._unstamped_since = NEVER
         self._unstamped = (0, -1)  # what the ledger said then
 
-    def look(self, now: int, *, owns: bool, deadline: int, token: int) -> tuple[Verdict, int]:
+    def look(self, now: int, *, owns: bool, deadline: int, token: int, before: int = 0) -> tuple[Verdict, int]:
         """What is due, and at what time to look again at the latest because of this contract (NEVER if it can wait).
 
         owns      the lock's word names this process
         deadline  of the process's own ledger: of its present hold, or 0 or LEFT if it says that it is not inside
         token     a number that grows with every hold
+        before    when the look before this one began, if it was one at this contract
         """
         if not owns:
             self._deadline, self._unstamped_since = 0, NEVER
@@ -88,6 +91,8 @@ class Watched:
         if deadline != self._deadline:
             self._deadline, self._terminated, self.reason = deadline, False, OVERRUN
             self._ends = min(deadline, now + self.terms.lease)  # L2
+            if deadline < before + self.terms.lease:
+                self._ends = now + self.terms.lease  # L4
             if deadline <= self.adopted_at:
                 self._ends = self.adopted_at + self.terms.lease  # L3
         if now >= self._ends + self.terms.grace:
@@ -103,6 +108,11 @@ class Watched:
     def deadline(self) -> int:
         """Of the hold that the last look saw, as its holder claims it; 0 = it saw none."""
         return self._deadline
+
+    @property
+    def unchanged(self) -> int:
+        """The token, as it has been since the holder seems to stall."""
+        return self._unstamped[1]
 
     @property
     def is_seen(self) -> bool:

@@ -48,7 +48,7 @@ from .leases import LEFT, NEVER, Terms
 from .names import Names, made_for
 from .policy import Decision, Policy, Request, default
 from .report import SupervisorEvent, level_of
-from .watch import Client, Supervised, Watch, name_of
+from .watch import Client, Supervised, Watch, name_of, owner_at
 
 __all__ = ["Server", "open_server", "run_embedded"]
 
@@ -869,7 +869,7 @@ def _leased_owners(arena: Arena) -> set[int]:
         start = layout.block(index)
         kind_word = load(start + at.BLOCK_KIND)
         if kind_word & at.LEASED:
-            owners.add(at.process_in(load(start + at.BLOCK_WORD)))
+            owners.add(owner_at(arena, index))
             if kind_word & at.KIND == at.RWLOCK:
                 with contextlib.suppress(SegmentError):
                     owners |= {load(place) & at.OWNER for place in arena.cells_of(index)}

@@ -2,12 +2,17 @@
 
     # K   W names P, and P's ledger says that it is inside
     #     K1 deadline, revoked, or preempted: TERMINATE := deadline; a signal too if the contract says so
-    #     K2 deadline + grace: membarrier, look again; changed: nothing
+    #     K2 deadline + grace: membarrier, look again: the ledger, W, the ledger; changed: nothing
     #     K3 SENTENCE := P | reason     K4 SIGKILL through the pidfd     K5 the pidfd is readable     K6 pass on
     # T   W names P, and P's ledger has not said for a lease that it is inside: P stalls after E1, or after X1
     #     T1 CAS(W: w -> w|TAKEN), then DOUBT := 1    T2 membarrier
     #     T3 still not inside: CAS(w -> DIED of w, or 0 after LEFT), wake one.  inside: CAS(w -> w without TAKEN), K applies
     # D   P's pidfd is readable.  W names P: note who died, CAS(w -> DIED); reap its spots; wake one
+    #
+    # B   W is biased to P (``_bias``): it names P while P's H is INSIDE, and nobody otherwise.  K needs no more than that.
+    #     Before T1 and D's exchange: V0 to V2, W is P|REVOKED, or 0.  Before T2, W being REVOKED: CAS(H: OUTSIDE -> SHUT), or
+    #     P's threads could go in by the door.  It is INSIDE: P does not stall, T3 is CAS(w -> w without TAKEN).  But where the
+    #     token is what it was, and BEGAN still 0 after T2, nobody has been inside: another process wrote H, and T goes on
     #
     # The same for a record C of a reader (``_leased_readers``), which in line keeps nobody out, and of which nobody is told:
     # K without a sentence; T3 and D: CAS(c -> 0), and wake the writer that waits for readers, or who waits for a record
@@ -22,6 +27,7 @@
     # killed after   what stands there            repaired by
     # S-K3           a sentence, P lives          the next supervisor: K again; or P leaves, and the sentence means nothing
     # S-K4           P dies                       the waiters' poll, or the next supervisor's D
+    # C72, C73       REVOKING, or P|REVOKED       who wants the lock next, or P; the next supervisor: B, and T after a lease
     # S-T1           P|TAKEN, DOUBT or not        P's own E3 or X2, or the next supervisor: DOUBT, T2, T3 at once
     # S-D            DIED, or C 0; nobody woken   a waiter's poll
 
@@ -38,8 +44,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from .. import _bias, _ledger, _machine, _process
 from .. import _layout as at
-from .. import _ledger, _machine, _process
 from .._arena import Arena
 from .._deadlock import Graph, Place, all_alive, cycles_among, has_edge, same_waits
 from .._handover import pass_on, settle
@@ -96,6 +102,7 @@ class Supervised:
     """One contract: whose, for which lock, and what has been seen of it."""
 
     __slots__ = (
+        "added",
         "arena",
         "block",
         "cells",
@@ -136,7 +143,7 @@ class Supervised:
         self.place = self.start + at.BLOCK_WORD
         self.view = arena.words.view
         self.watched = Watched(terms, adopted_at)
-        self.granted_at = SYSTEM.time_ns()
+        self.granted_at, self.added = SYSTEM.time_ns(), SYSTEM.monotonic_ns()
         self.cells: list[int] = []  # of an RWLock: where its records are
         if self.view[self.start + at.BLOCK_KIND] & at.KIND == at.RWLOCK:
             with contextlib.suppress(SegmentError):
@@ -165,7 +172,16 @@ class Supervised:
         return repr(self.name) if self.name is not None else f"block {self.block} of arena {self.arena.identity:016x}"
 
     def owns(self) -> bool:
-        return self.view[self.place] & at.OWNER == self.client.word
+        return owner_at(self.arena, self.block) == self.client.word
+
+    def make_ordinary(self) -> int:
+        """B: revoke the bias, if there is one; the word then.  It names a slot still if somebody writes it all the time."""
+        return make_ordinary(self.arena, self.block)
+
+    def shut(self) -> bool:
+        """B: after T1, before T2.  False if a thread is in by the door."""
+        kind_word = self.arena.kind_word(self.block)
+        return _bias.shut_for(_bias.slots_at(self.arena.words, self.start, kind_word), self.client.word)
 
     @property
     def deadline(self) -> int:
@@ -227,6 +243,14 @@ class Reader(Supervised):
 
     def doubt(self) -> None:
         """A reader always looks at C."""
+
+    def make_ordinary(self) -> int:
+        """A record is never biased."""
+        return self.view[self.place]
+
+    def shut(self) -> bool:
+        """Likewise."""
+        return True
 
     def owns(self) -> bool:
         c = self.view[self.place]
@@ -306,7 +330,7 @@ class Places:
         for index in [index for index, word in enumerate(words) if word]:
             holders = self.holders.get(index)
             if holders is not None:
-                owner = at.process_in(self.view[self.words + index * self.step])
+                owner = owner_at(self.arena, index)
                 contract = holders.get(owner)
                 if contract is not None:
                     yield contract
@@ -337,6 +361,7 @@ class Watch:
         self._deadlocks: dict[object, int] = {}  # when each was first seen, or TOLD
         self._emit = emit
         self.due = NEVER  # when to look again, in monotonic nanoseconds
+        self._before = 0  # when the last look began
 
     # -- contracts ----------------------------------------------------------------------------------------------------
 
@@ -382,8 +407,10 @@ class Watch:
         arena, w = contract.arena, contract.view[contract.place]
         if at.is_reservation(w):
             spot = at.reserved_spot(w)
-            w = arena.words.load(arena.layout.spot(at.SPOT_CLAIM, spot)) if 0 <= spot < arena.layout.spots else 0
-        return self._places[arena.identity].holders.get(contract.block, {}).get(w & at.OWNER)
+            owner = arena.words.load(arena.layout.spot(at.SPOT_CLAIM, spot)) if 0 <= spot < arena.layout.spots else 0
+        else:
+            owner = owner_at(arena, contract.block)
+        return self._places[arena.identity].holders.get(contract.block, {}).get(owner & at.OWNER)
 
     def readers_of(self, contract: Supervised) -> list[Supervised]:
         """Who reads now, of those with a contract for the RWLock of this one."""
@@ -397,7 +424,8 @@ class Watch:
 
     def look(self) -> None:
         """Do what is due, and note when to look again."""
-        due = SYSTEM.monotonic_ns() + min(self._leases) if self._leases else NEVER
+        now = SYSTEM.monotonic_ns()
+        due = now + min(self._leases) if self._leases else NEVER
         held = [contract for places in self._places.values() for contract in places.held()]
         holds = [*held, *(reader for places in self._places.values() for reader in places.reading())]
         for places in [places for places in self._places.values() if places.strangers and places.arena.only_name is not None]:
@@ -420,13 +448,16 @@ class Watch:
                 due = min(due, self._look_for_deadlocks(held))
         except Exception:
             log.exception("looking for deadlocks")
-        self.due = due
+        self.due, self._before = due, now
 
     def _look_at(self, contract: Supervised) -> int:
         """Do what is due with one hold; when to look again."""
         deadline, token = contract.deadline, contract.count
         # The clock after the deadline: L2 counts from when it was seen, and must not count from before it was written.
-        verdict, again = contract.watched.look(SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token)
+        before = self._before if self._before > contract.added else 0
+        verdict, again = contract.watched.look(
+            SYSTEM.monotonic_ns(), owns=True, deadline=deadline, token=token, before=before
+        )  # fmt: skip
         if verdict is not Verdict.NOTHING:
             self._act(contract, verdict)
         return again
@@ -461,8 +492,9 @@ class Watch:
         if SYSTEM.monotonic_ns() < self._begun + ADOPTION_TIME:
             self._adopt_all(arena)
         for block in blocks:
-            place = arena.layout.block(block) + at.BLOCK_WORD
-            w = places.view[place]
+            if owner_at(arena, block) in (0, *places.holders.get(block, ())):
+                continue
+            w = make_ordinary(arena, block)
             owner = at.process_in(w)
             if not owner or owner in places.holders.get(block, ()):
                 continue
@@ -525,7 +557,8 @@ class Watch:
     def _kill_if_still_due(self, contract: Supervised, reason: int) -> None:
         deadline = contract.watched.deadline
         SYSTEM.membarrier()  # K2: after the clock was read, and before the ledger and W are read again, in this order
-        if contract.deadline == deadline and contract.owns():
+        # And the ledger once more: who goes out by its door before X1 may be in again by the time W is read.
+        if contract.deadline == deadline and contract.owns() and contract.deadline == deadline:
             self.kill(contract, reason)
 
     def kill(self, contract: Supervised, reason: int) -> bool:
@@ -569,29 +602,36 @@ class Watch:
 
     def take_away(self, contract: Supervised) -> None:
         """T: from a process that stalls before it is inside, or after it was."""
+        contract.make_ordinary()
         if crash_points:
             crash_points[0]("S-T1 before TAKEN")
         for _ in range(MOST_TRIES):
             w = contract.view[contract.place]
+            if contract.is_told and at.names_slot(w):
+                return  # it has been released, and biased again
             if not contract.owns() or w & at.TAKEN or contract.arena.words.compare_exchange(contract.place, w, w | at.TAKEN):
                 break
         if crash_points:
             crash_points[0]("S-T1 TAKEN")
-        self.settle(contract)
+        self.settle(contract, contract.watched.unchanged)
 
-    def settle(self, contract: Supervised) -> None:
-        """T2, T3: who gets a lock with TAKEN."""
+    def settle(self, contract: Supervised, token: int | None = None) -> None:
+        """T2, T3: who gets a lock with TAKEN.  ``token``: what it was all the time in which the process seemed to stall."""
         contract.doubt()
+        is_shut = not contract.view[contract.place] & at.REVOKED or contract.shut()
         if crash_points:
             crash_points[0]("S-T1 DOUBT")
         SYSTEM.membarrier()
+        # A thread that was in by the door may be out again, and the door open.  If none has been, somebody else has written H.
+        if not is_shut and token == contract.token and contract.deadline <= LEFT:
+            is_shut = True
         words, place = contract.arena.words, contract.place
         for _ in range(MOST_TRIES):
             w = contract.view[place]
             if w & at.OWNER != contract.client.word or not w & at.TAKEN:
                 return  # it has reclaimed or released it, or died and has an heir
             deadline = contract.deadline
-            if deadline > LEFT:
+            if deadline > LEFT or not is_shut:
                 after = w & ~at.TAKEN
             else:
                 after = w & at.DIED if deadline != LEFT or self._is_poison(contract) else 0
@@ -639,12 +679,12 @@ class Watch:
         client.close()
 
     def _pass_on(self, contract: Supervised) -> None:
-        view, start, place, word = contract.view, contract.start, contract.place, contract.client.word
+        view, start, word = contract.view, contract.start, contract.client.word
         held = False
         if crash_points:
             crash_points[0]("S-D before it is passed on")
         for _ in range(MOST_TRIES):
-            w = view[place]
+            w = contract.make_ordinary()
             if w & at.OWNER != word:
                 break
             if contract.is_told:
@@ -711,6 +751,26 @@ class Watch:
                     )
                 )  # fmt: skip
         return client
+
+
+def owner_at(arena: Arena, block: int) -> int:
+    """The identity word of who has the lock of a control block, by W or by its door; 0: nobody."""
+    start = arena.layout.block(block)
+    w = arena.words.view[start + at.BLOCK_WORD]
+    if at.names_slot(w):
+        w = _bias.ordinary(arena.words.view, start, w)
+    return at.process_in(w)
+
+
+def make_ordinary(arena: Arena, block: int) -> int:
+    """V0 to V2, if W is biased, and what it is then."""
+    start = arena.layout.block(block)
+    for _ in range(MOST_TRIES):
+        w = arena.words.view[start + at.BLOCK_WORD]
+        if not at.names_slot(w):
+            break
+        _bias.make_ordinary(_bias.slots_at(arena.words, start, arena.kind_word(block)), w)
+    return w
 
 
 def name_of(arena: Arena, block: int) -> str | None:
