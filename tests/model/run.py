@@ -334,7 +334,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     refuted("condition-no-poll-ignores-S", DEADLOCK, "condition", CRASHES=1, WITHDRAW=1, POLL=1, MUTATION="POLL_IGNORES_S"),
     refuted("condition-no-notify-skips", DEADLOCK, "condition", ITEMS=2, MUTATION="NOTIFY_SKIPS"),
     # Leases and the supervisor.
-    # Leases: a lock that is biased.
+    # A lock that is biased.
     holds("leased-door", "leased_door", ROUNDS=1, size="quick"),
     holds("leased-door-two-rounds", "leased_door", size="deep"),
     holds("leased-door-no-takeover", "leased_door", ROUNDS=1, MUTATION="NO_TAKEOVER"),
@@ -346,7 +346,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     refuted("leased-door-no-takeover-inside", "last", "leased_door", ROUNDS=1, MUTATION="TAKES_OVER_INSIDE", size="quick"),
     refuted("leased-door-no-inside-is-taken", "within==1", "leased_door", MUTATION="INSIDE_IS_TAKEN", size="quick"),
     refuted("leased-door-no-T3-look", "within==1", "leased_door", ROUNDS=1, MUTATION="T3_TAKES_ANYHOW", size="quick"),
-    # Leases: holds by W.
+    # Holds by W.
     holds("enforcement-2", "enforcement", size="quick"),
     holds("enforcement-2-two-rounds", "enforcement", ROUNDS=2, STALLS=0),
     holds("enforcement-2-store-buffer", "enforcement", STORE_BUFFER=1, size="quick"),
