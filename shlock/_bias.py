@@ -100,8 +100,9 @@ NEVER: Final = 1 << 29
 #: Releases until a lock is biased, none of its threads having waited since.
 FIRST_CREDIT: Final = 100
 LARGEST_CREDIT: Final = 1 << 20
-#: A bias that is revoked when its process has run for less than so many ns was not worth it: both cost some 35,000.
-SOON: Final = 300_000
+#: A bias that is revoked when its process has run for less than so many ns was not worth it: both cost some 35,000, and twice
+#: as much between processors that share no cache.
+SOON: Final = 600_000
 MODES: Final = ("adaptive", "always", "never")
 
 
