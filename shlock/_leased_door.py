@@ -138,7 +138,10 @@ class Functions(NamedTuple):
 
 
 def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
-    """Those of one object of a lock that is biased to us.  ``ordinary``: those of ``_leased``, which take all steps."""
+    """Those of one object of a lock that is biased to us.  ``ordinary``: those of ``_leased``, which take all steps.
+
+    The steps of enter and acquire stand in both: a call of common ones could be interrupted, or forked, before it begins.
+    """
     acquire_ordinarily, enter_ordinarily = ordinary.acquire, ordinary.enter
     token_place = words.block.start + at.BLOCK_TOKEN
     tokens = words.view[token_place : token_place + 1]
