@@ -22,12 +22,10 @@ from typing import Any
 import pytest
 import support
 from cpython_support import PATIENCE, _descendants, watchdog
+from support import TOKEN
 
 from shlock import _layout as at
 from shlock import _names, snapshot
-
-TOKEN = "SHLOCK_TEST_RUN"
-"""Environment variable with the token of this run; the workers of pytest-xdist inherit it."""
 
 SETTLING = 20.0
 """Seconds in which the janitors of anonymous arenas have removed the semaphores of the last processes."""
@@ -69,17 +67,13 @@ _numbers = itertools.count()
 @pytest.fixture
 def domain() -> Iterator[str]:
     """A domain that nobody else uses, removed afterwards; the supervisor that was started for it ends with the test."""
-    name = f"{_own_prefix()}{next(_numbers)}"
+    name = f"{support.own_prefix()}{next(_numbers)}"
     yield name
     support.end_children()
     pid = support.supervisor_of(name)
     if pid is not None:
         support.end_process(pid, signal.SIGTERM)
     support.clean(name)
-
-
-def _own_prefix() -> str:
-    return f"test {os.environ[TOKEN]} {os.environ.get('PYTEST_XDIST_WORKER', 'only')} "
 
 
 # -- nothing left behind --------------------------------------------------------------------------------------------------
@@ -91,7 +85,7 @@ def _nothing_of_this_process_is_left() -> Iterator[None]:
     yield
     gc.collect()
     assert not _settled(_children), f"child processes are left: {_children()}"
-    assert not _domains(_own_prefix()), f"domains are left: {_domains(_own_prefix())}"
+    assert not support.own_files(), f"segments are left: {support.own_files()}"
 
 
 @pytest.hookimpl(trylast=True)

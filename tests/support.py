@@ -28,6 +28,9 @@ from typing import Any, TypeVar
 import shlock
 from shlock import _arena, _atomic, _client, _fast_path, _names, _parking, _sys, snapshot
 
+TOKEN = "SHLOCK_TEST_RUN"
+"""Environment variable with the token of this run; the workers of pytest-xdist inherit it."""
+
 PATIENCE = 30.0
 """Seconds to wait for what must happen; only a hang takes this long."""
 
@@ -225,6 +228,26 @@ def forget(domain: str) -> None:
     """Make this process let go of a domain, as its end would."""
     _names._domains.pop(domain, None)
     gc.collect()
+
+
+def own_prefix() -> str:
+    """What the names of the domains begin with that this process's tests make, of all that run at a time."""
+    return f"test {os.environ[TOKEN]} {os.environ.get('PYTEST_XDIST_WORKER', 'only')} "
+
+
+def own_files() -> list[str]:
+    """The segments of those that are in /dev/shm."""
+    return sorted(name for name in os.listdir(SHM) if (_names.domain_of(name) or "").startswith(own_prefix()))
+
+
+def open_files() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def mapped_segments() -> int:
+    """How many segments it has mapped, those without a name as well."""
+    return Path("/proc/self/maps").read_text().count(f"{SHM}/")
 
 
 def files_of(domain: str) -> list[str]:

@@ -29,6 +29,8 @@ from support import (
     end_process,
     eventually,
     is_sleeping,
+    mapped_segments,
+    own_files,
     supervisor_of,
 )
 from test_enforcement import spin
@@ -611,12 +613,12 @@ def test_a_size_must_be_a_positive_int(size: Any, error: type[Exception], text: 
 
 @pytest.mark.parametrize("size", [1 << 44, 1 << 60, 1 << 62, 1 << 63, 1 << 200])
 def test_a_size_for_which_there_is_no_memory_is_an_oserror_at_creation(size: int, domain: str) -> None:
-    before = os.listdir("/dev/shm")
+    before = own_files(), mapped_segments()
     for name in ({}, {"name": "b", "domain": domain}):
         with pytest.raises(OSError) as error:
             shlock.Block(size=size, **name)
         assert error.value.errno in (errno.ENOSPC, errno.EFBIG)
-    assert os.listdir("/dev/shm") == before
+    assert (own_files(), mapped_segments()) == before
 
 
 def test_all_memory_is_taken_at_creation(block: shlock.Block) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, Page, eventually, program_environment, run
+from support import PATIENCE, Child, Page, eventually, mapped_segments, open_files, program_environment, run
 
 import shlock
 from shlock import _anonymous
@@ -40,8 +40,7 @@ def resources() -> tuple[int, int, int]:
     """Bytes of memory, open files, mapped segments of this process."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    segments = Path("/proc/self/maps").read_text().count("/dev/shm/")
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), segments
+    return pages * os.sysconf("SC_PAGE_SIZE"), open_files(), mapped_segments()
 
 
 def growth(work: Callable[[int], object], rounds: int) -> tuple[int, int, int]:

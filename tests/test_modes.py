@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN
-from support import program_environment
+from support import TOKEN, program_environment
 
 from shlock import _bias
 

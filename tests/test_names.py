@@ -10,7 +10,7 @@ import signal
 from typing import Any
 
 import pytest
-from support import Child, Page, clean, eventually, files_of, forget, program, run
+from support import Child, Page, clean, eventually, files_of, forget, own_files, program, run
 
 import shlock
 from shlock import _names, _sys, snapshot
@@ -277,7 +277,7 @@ BAD_NAMES: list[tuple[Any, type[Exception]]] = [
 @pytest.mark.parametrize(("name", "error"), BAD_NAMES, ids=lambda value: ascii(value)[:12])
 @pytest.mark.parametrize("what", ["name", "domain"])
 def test_a_bad_name_is_refused_before_anything_is_made(what: str, name: Any, error: type[Exception], domain: str) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = own_files()
     arguments: dict[str, Any] = {"name": name, "domain": domain} if what == "name" else {"name": "x", "domain": name}
     makers: list[Any] = [
         shlock.Lock,
@@ -291,7 +291,7 @@ def test_a_bad_name_is_refused_before_anything_is_made(what: str, name: Any, err
     for make in makers:
         with pytest.raises(error, match=what):
             make(**arguments)
-    assert not {file for file in set(os.listdir("/dev/shm")) - before if domain.split()[1] in file}
+    assert own_files() == before
 
 
 @pytest.mark.parametrize("name", ["x", "x" * 200, "ä" * 100, " ", "/", "..", "\n", "\N{SNOWMAN}", "a b"], ids=ascii)

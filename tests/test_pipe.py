@@ -15,7 +15,7 @@ from multiprocessing import connection as mp_connection
 from typing import Any
 
 import pytest
-from support import PATIENCE, Child, DieAtLabel, eventually, run, watch_steps
+from support import PATIENCE, Child, DieAtLabel, eventually, mapped_segments, open_files, run, watch_steps
 from test_signals import InThread
 
 import shlock
@@ -356,10 +356,10 @@ def test_pipes_leave_no_descriptor_and_no_memory() -> None:
         gc.collect()
 
     use()
-    before, files = len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    files, segments = open_files(), mapped_segments()
     use()
-    assert len(os.listdir("/proc/self/fd")) <= before
-    assert not {name for name in set(os.listdir("/dev/shm")) - files if name.startswith("shlock-0-")} - files
+    assert open_files() <= files
+    assert mapped_segments() <= segments
 
 
 def test_who_is_killed_while_it_closes_leaves_an_end_that_is_found_closed() -> None:
