@@ -50,7 +50,8 @@ WATCHDOG_S = 10.0
 PIPE = "multiprocessing.Pipe"
 OUR_PIPE = "shlock.Pipe"
 OUR_PIPE_MANY = "shlock.Pipe, batches"
-ONE_COPY = "shlock.Channel, one copy"
+ONE_COPY = "shlock.Channel, one copy"  # send_bytes, and read where it lies
+FILLED = "shlock.Channel, filled in place"  # reserve, one assignment to the view, and read where it lies
 NO_COPY = "shlock.Channel, no copy"
 SIMPLE_QUEUE = "multiprocessing.SimpleQueue"
 QUEUE = "multiprocessing.Queue"
@@ -151,8 +152,8 @@ def _receiver_of_batches(get_many: Callable[[int], list[Any]], most: int) -> Cal
     return receive
 
 
-def _send_in_place(channel: Any, messages: list[bytes], count: int) -> None:
-    """Copied once, into the shared memory."""
+def _fill(channel: Any, messages: list[bytes], count: int) -> None:
+    """Copied once, into the shared memory, by who has the view of it."""
     size = len(messages[0])
     for message in islice(cycle(messages), count):
         with channel.reserve(size) as view:
@@ -220,16 +221,22 @@ def _our_pipe_in_batches(messages: list[bytes]) -> Route:
     return Route(_sender(writer.send_many, batches), _receiver_of_batches(reader.recv_many, len(batches[0])), close=close)
 
 
-def _channel(messages: list[bytes], *, copies: bool) -> Route:
+def _channel(messages: list[bytes], way: str) -> Route:
     channel = importlib.import_module("shlock.channel").Channel(size=max(LEAST_BUFFER, 4 * len(messages[0])), privileged=True)
     other = channel.other_end()
-    send, checksum = (_send_in_place, zlib.crc32) if copies else (_send_ends, _checksum_of_ends)
+    checksum: Callable[[Any], int] = zlib.crc32
+    if way == ONE_COPY:
+        send = _sender(channel.send_bytes, messages)
+    elif way == FILLED:
+        send = partial(_fill, channel, messages)
+    else:
+        send, checksum = partial(_send_ends, channel, messages), _checksum_of_ends
 
     def close() -> None:
         other.close()
         channel.close()
 
-    return Route(partial(send, channel, messages), partial(_receive_in_place, other, checksum), checksum, close)
+    return Route(send, partial(_receive_in_place, other, checksum), checksum, close)
 
 
 def _queue(make: Callable[[], Any], messages: list[bytes]) -> Route:
@@ -268,8 +275,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
     Contestant(PIPE, _stock_pipe),
     Contestant(OUR_PIPE, _our_pipe, "shlock.channel", "Pipe"),
     Contestant(OUR_PIPE_MANY, _our_pipe_in_batches, "shlock.channel", "Pipe", in_batches=True),
-    Contestant(ONE_COPY, partial(_channel, copies=True), "shlock.channel", "Channel"),
-    Contestant(NO_COPY, partial(_channel, copies=False), "shlock.channel", "Channel"),
+    *(Contestant(way, partial(_channel, way=way), "shlock.channel", "Channel") for way in (ONE_COPY, FILLED, NO_COPY)),
     Contestant(SIMPLE_QUEUE, partial(_queue, FORK.SimpleQueue)),
     Contestant(QUEUE, partial(_queue, FORK.Queue), has_no_limit=True),
     Contestant(OUR_QUEUE, partial(_queue, _our_queue), "shlock.queue", "Queue", has_no_limit=True),

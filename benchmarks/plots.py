@@ -41,6 +41,7 @@ OTHER_MARKERS = "^vD<>P"
 STYLES = {
     messages.OUR_PIPE_MANY: ("--", "o"),
     messages.ONE_COPY: (":", "D"),
+    messages.FILLED: (":", "s"),
     messages.NO_COPY: (":", "^"),
     messages.OUR_QUEUE: ("-", "v"),
     messages.OUR_QUEUE_MANY: ("--", "v"),

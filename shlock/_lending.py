@@ -25,23 +25,19 @@ class Lender:
     ``mapping`` is the present one; whoever keeps views of its own of it has to look again after ``end`` said True.
     """
 
-    __slots__ = ("_before", "_first", "_length", "_map", "_mapping")
+    __slots__ = ("_before", "_first", "_length", "_map", "mapping")
 
     def __init__(self, make_mapping: Callable[[], mmap.mmap]) -> None:
         self._map = make_mapping
-        self._mapping = make_mapping()
+        self.mapping = make_mapping()
         self._first = self._length = self._before = 0
-
-    @property
-    def mapping(self) -> mmap.mmap:
-        return self._mapping
 
     def lend(self, first: int, length: int, *, read_only: bool = False) -> memoryview:
         """A view of some bytes of the mapping.  Nobody else has one until it was given to ``end``."""
-        self._first, self._length = first, length
-        self._before = sys.getrefcount(self._mapping)
+        self._first, self._length, mapping = first, length, self.mapping
+        self._before = sys.getrefcount(mapping) - 1  # of the variable
         # A memoryview of its own: every slice and cast of it holds a reference to the mapping, and so can be counted.
-        view = memoryview(self._mapping)[first : first + length]
+        view = memoryview(mapping)[first : first + length]
         return view.toreadonly() if read_only else view
 
     def end(self, view: memoryview) -> bool:
@@ -51,16 +47,16 @@ class Lender:
         except BufferError:  # something reads it through the view itself
             pass
         else:
-            if sys.getrefcount(self._mapping) <= self._before:
+            if sys.getrefcount(self.mapping) <= self._before:
                 return False
         self._cut_off()
         return True
 
     def _cut_off(self) -> None:
-        kept = self._mapping
+        kept = self.mapping
         first = self._first // at.PAGE * at.PAGE
         end = min(-(-(self._first + self._length) // at.PAGE) * at.PAGE, len(kept))
         if end <= first:
             return
-        self._mapping = self._map()
+        self.mapping = self._map()
         make_private(kept, first, end)

@@ -125,6 +125,8 @@ MESSAGES_SHIFT: Final = 33
 MOST_MESSAGES: Final = (1 << 64 - MESSAGES_SHIFT) - 1  # that are taken at once
 MOST_OF_MACHINE: Final = 1024  # likewise
 OVERTIME: Final = 1.0  # seconds
+#: Chunks of which the whole table is searched.
+SHORT_TABLE: Final = 64
 #: Bytes over which single chunks are used one after the other, instead of the first that is free.  What the other end's
 #: processor has just read is in its own cache, from where it takes twice as long to come as from one that both have.
 ROTATION: Final = 4 << 20
@@ -148,9 +150,9 @@ class _End:
     # In an object with more than 30 attributes and no slots, the interpreter takes three times as long to find each.
     __slots__ = (
         "__weakref__", "_busy", "_doubts", "_known", "_mapped", "_nothing", "_their_intent", "_writable_data", "arena",
-        "chunk", "data", "geometry", "head", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping", "mask",
-        "memory", "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail", "text",
-        "view", "way_in", "words", "writable", "writable_block",
+        "chunk", "data", "geometry", "head", "inside", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping",
+        "mask", "memory", "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail",
+        "text", "view", "way_in", "words", "writable", "writable_block",
     )  # fmt: skip
 
     def __init__(
@@ -175,7 +177,7 @@ class _End:
         self.chunk = geometry.chunk
         self.mask = geometry.chunk - 1
         self.room = geometry.chunk - OVERHEAD  # the longest message at the beginning of a chunk
-        self.table = memoryview(memory.map(geometry.first, geometry.table))
+        self.table = memoryview(memory.map(geometry.first, geometry.table))[: geometry.chunks]
         self._known, self._nothing = 0, b""  # how much of the table was ever in use, and what there is behind that
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
@@ -189,7 +191,8 @@ class _End:
         self._mapped = 0  # bytes of chunks
         self.lock = Lock._over(memory.control(control + which), terms, needs=needs, may_be_biased=True)
         self.lock._words.policy = IGNORE  # whatever stands there
-        self.way_in: Lock | Within = self.lock  # or within a block in place one that knows of it
+        self.way_in: Lock | Within = self.lock  # or ``inside``, in a block in place
+        self.inside = Within(self, None)
         self.lender: Lender
         #: Messages that are taken at once.  Of the machine, as few as an heir may have to count again within its lease (M8).
         self.most_at_once = MOST_MESSAGES if arena.made is None else MOST_OF_MACHINE
@@ -280,8 +283,10 @@ class _End:
     def give_back(self, left: list[range]) -> None:
         """Under the lock of the consumers, HEAD being behind them: chunks are not in use any more.  Closes INTENT (R6)."""
         mine = [used for chunks in left for used in self._used_of(chunks)]
+        count = 0
         for chunks in mine:
             self.table[chunks.start : chunks.stop] = _LEFT_BYTE * len(chunks)
+            count += len(chunks)
         if IS_WEAK:
             fence()
         self.view[self._their_intent] = 0
@@ -289,12 +294,14 @@ class _End:
             crash_points[0]("C35 chunks LEFT, INTENT closed")
         states = self.states()
         self._free(mine, states)
-        if states.count(_LEFT_BYTE) > sum(map(len, mine)):
+        if states.count(_LEFT_BYTE) > count:
             self._sweep()
 
     def states(self) -> bytes:
-        """The table, as far as there are chunks with memory: to search all of it costs more than to copy a message."""
-        states, known = self.table[: self.geometry.chunks].tobytes(), self._known
+        """The table; of a long one as far as there are chunks with memory, because to search it all takes so long."""
+        states, known = self.table.tobytes(), self._known
+        if len(states) <= SHORT_TABLE:
+            return states
         if states[known:] != self._nothing:
             known = min(self.geometry.chunks, 2 + 2 * max(map(states.rfind, _WITH_MEMORY)))
             self._known, self._nothing = known, _NO_MEMORY_BYTE * (self.geometry.chunks - known)
@@ -315,15 +322,16 @@ class _End:
             longest = max(map(len, mine), default=0)  # the next message may be as long as this one was
             may_keep = max(geometry.kept, min(LARGE_KEPT * longest, MOST_KEPT)) - states.count(_FREE_BYTE)
         for chunks in mine:
-            kept = chunks[: max(0, may_keep)]
-            self.table[kept.start : kept.stop] = _FREE_BYTE * len(kept)
-            for index in chunks[len(kept) :]:
+            kept = min(len(chunks), max(0, may_keep))
+            end = chunks.start + kept
+            self.table[chunks.start : end] = _FREE_BYTE * kept
+            for index in range(end, chunks.stop):
                 self._give_memory_back(index)
-            may_keep -= len(kept)
+            may_keep -= kept
 
     def _sweep(self) -> None:
         """Under the lock of the consumers: free what one of them had left when it died."""
-        states = self.table[: self.geometry.chunks].tobytes()
+        states = self.table.tobytes()
         index = states.find(LEFT)
         while index >= 0:
             if self.geometry.is_lazy:
@@ -356,7 +364,7 @@ class _End:
 
     def is_something_left(self) -> bool:
         """Whether a consumer is giving chunks back, or died while it was."""
-        return self.view[self._their_intent] != 0 or LEFT in self.table[: self.geometry.chunks].tobytes()
+        return self.view[self._their_intent] != 0 or LEFT in self.table.tobytes()
 
     def damaged(self, fact: str) -> SegmentError:
         return self.arena.damaged(f"{self.text}: {fact}")
@@ -745,37 +753,49 @@ class Producer(_End):
         """Where the next message goes, under the lock; -1 if there is no room.  ValueError if there never will be."""
         if length > self.longest:
             raise self.too_long(length)
-        if self.waiting() >= self.most_messages:
+        if self.most_messages != COUNT and self.waiting() >= self.most_messages:  # there is no memory for COUNT of them
             return -1
-        place = (tail & PLACE) << 3
-        self.map_up_to(place + at.WORD)
+        view, chunk, place = self.view, self.chunk, (tail & PLACE) << 3
+        if place >= self._mapped:
+            self.map_up_to(place + at.WORD)
         if (place & self.mask) + length <= self.room:
             return place
-        self._undo_intent(place)
-        run = -(-(length + OVERHEAD) // self.chunk)
-        if self.look_for_the_dead is not None and self.states().count(_USED_BYTE) > run:
-            head = self.view[self.head]
+        intent = view[self.intent]
+        if not 0 <= place - (intent >> COUNT_SHIFT) * chunk < (intent & PLACE) * chunk:
+            self._undo_intent()
+        run = -(-(length + OVERHEAD) // chunk)
+        states = self.states()
+        used = states.count(_USED_BYTE)
+        if self.look_for_the_dead is not None and used > run:
+            head = view[self.head]
             if head == self._head_seen:
                 self.look_for_the_dead()
             self._head_seen = head
-        first = self._find_run(run)
-        if first < 0 and self._finish_for_the_dead():
-            first = self._find_run(run)
+        first = -1
+        if used + run <= self.geometry.most:
+            first = states.find(_FREE_BYTE * run) if run > 1 else self._run_with_memory(states, 1)
+        has_memory = first >= 0  # and keeps it: what is FREE stays so until a producer takes it
         if first < 0:
-            return -1
-        self.view[self.intent] = first << COUNT_SHIFT | run
-        if _NO_MEMORY_BYTE in self.table[first : first + run].tobytes():
+            first = self._find_run(run)
+            if first < 0 and self._finish_for_the_dead():
+                first = self._find_run(run)
+            if first < 0:
+                return -1
+        view[self.intent] = first << COUNT_SHIFT | run
+        if has_memory or _NO_MEMORY_BYTE not in self.table[first : first + run].tobytes():
+            self.table[first : first + run] = _USED_BYTE * run
+        else:
             for index in range(first, first + run):
                 if self.table[index] == NO_MEMORY:
-                    self.memory.reserve(self.geometry.first + self.geometry.table + index * self.chunk, self.chunk)  # R5
+                    self.memory.reserve(self.geometry.first + self.geometry.table + index * chunk, chunk)  # R5
                 self.table[index] = USED
-        else:
-            self.table[first : first + run] = _USED_BYTE * run
-        self.map_up_to((first + run) * self.chunk)
-        self.words[place >> 3] = LINK | first * self.chunk >> 3  # R3
+        end = (first + run) * chunk
+        if end > self._mapped:
+            self.map_up_to(end)
+        self.words[place >> 3] = LINK | first * chunk >> 3  # R3
         if crash_points:
             crash_points[0]("C32 chunks taken, link written")
-        return first * self.chunk
+        return first * chunk
 
     def _find_run(self, run: int) -> int:
         """The first of so many chunks in a row that are not in use; -1 if there are none, or too many are in use."""
@@ -808,16 +828,14 @@ class Producer(_End):
         first = (states.replace(_FREE_BYTE, _NO_MEMORY_BYTE) + _NO_MEMORY_BYTE * run).find(_NO_MEMORY_BYTE * run)
         return first if first + run <= self.geometry.chunks else -1
 
-    def _undo_intent(self, place: int) -> None:
-        """Give back what was taken for a message that was never sent (C32).  ``place``: of TAIL, under the lock."""
+    def _undo_intent(self) -> None:
+        """Give back, under the lock, what was taken for a message that was never sent (C32), if there is any."""
         intent = self.view[self.intent]
-        if intent:
-            first, run = intent >> COUNT_SHIFT, intent & PLACE
-            if not first * self.chunk <= place < (first + run) * self.chunk:
-                for index in range(first, min(first + run, self.geometry.chunks)):
-                    if self.table[index] == USED:
-                        self.table[index] = FREE if self._has_memory(index) else NO_MEMORY
-            self.view[self.intent] = 0
+        first, run = intent >> COUNT_SHIFT, intent & PLACE
+        for index in range(first, min(first + run, self.geometry.chunks)):
+            if self.table[index] == USED:
+                self.table[index] = FREE if self._has_memory(index) else NO_MEMORY
+        self.view[self.intent] = 0
 
     def _has_memory(self, index: int) -> bool:
         """Take the memory of a chunk, be it for the second time; whether there is some."""
@@ -851,17 +869,18 @@ class Producer(_End):
 
     def finish(self, place: int, length: int, tag: int = 0) -> None:
         """Under the lock: send the message whose bytes are in place.  It may be shorter than ``begin`` was told."""
-        intent, tail = self.view[self.intent], self.view[self.tail]
+        view, chunk = self.view, self.chunk
+        intent, tail = view[self.intent], view[self.tail]
         first, run = intent >> COUNT_SHIFT, intent & PLACE
-        needed = -(-(length + OVERHEAD) // self.chunk)
-        if needed < run and first * self.chunk == place:
+        needed = -(-(length + OVERHEAD) // chunk)
+        if needed < run and first * chunk == place:
             self._free([range(first + needed, min(first + run, self.geometry.chunks))], self.states())  # INTENT names them
         self.words[place >> 3] = length | tag << TAG_SHIFT
         if crash_points:
             crash_points[0]("C30 bytes written")
         if IS_WEAK:
             fence()
-        self.view[self.tail] = tail + ONE & HIGH | place + 8 + length + 7 >> 3  # R1
+        view[self.tail] = tail + ONE & HIGH | place + 8 + length + 7 >> 3  # R1
         if crash_points:
             crash_points[0]("C31 TAIL stored")
 

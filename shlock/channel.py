@@ -313,13 +313,13 @@ class _InPlace:
         if self._end is not None:
             raise ValueError("this was used already")
         end = self._end = self._choose()
-        inside = Within(end, None)
         try:
             deadline = None if self._timeout is None else deadline_after(self._timeout)
             while True:
-                (inside if deadline is None else Within(end, deadline)).__enter__()
+                if not end.lock.acquire(False):
+                    (end.inside if deadline is None else Within(end, deadline)).__enter__()
                 self._process = _process.current
-                end.way_in = inside
+                end.way_in = end.inside
                 view = self._begin()
                 if view is not None:
                     return view
@@ -356,18 +356,22 @@ class _InPlace:
     def _finish(self, failed: bool) -> None:
         """What is left to be done; may be called again when it was interrupted."""
         end = self._end
-        if not self._is_over:
-            if not failed:
-                if not end.lock._words.is_mine():
-                    text = f"{self._messages._text()}: the lock of this block is not held by this thread any more"
-                    self._error = RuntimeError(text)
-                    return
-                end.take_back()
-                self._is_done = True  # before it is so: one wake-up too many does no harm
-                if self._place() == self._before:
-                    self._act()
+        if failed or self._is_over:
             self._is_over = True
-        self._leave()
+            self._leave()
+        else:
+            if not end.lock._words.is_mine():
+                self._error = RuntimeError(
+                    f"{self._messages._text()}: the lock of this block is not held by this thread any more"
+                )
+                return
+            end.take_back()
+            self._is_done = True  # before it is so: one wake-up too many does no harm
+            if self._place() == self._before:
+                self._act()
+            self._is_over = True
+            lock = end.way_in = end.lock
+            lock.release()
         if self._is_done:
             try:
                 end.tell()

@@ -431,6 +431,9 @@ class _WatchedView:
     def __getitem__(self, index: Any) -> Any:
         return self._view[index]
 
+    def tobytes(self) -> bytes:
+        return self._view.tobytes()
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self._step.operation("before store")
         self._view[index] = value

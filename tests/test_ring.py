@@ -60,7 +60,7 @@ class Ring:
         return Consumer(self.memory, 1, self.geometry, "ring")
 
     def states(self) -> bytes:
-        return self.producer.table[: self.geometry.chunks].tobytes()
+        return self.producer.table.tobytes()
 
     def used(self) -> set[int]:
         return {index for index, state in enumerate(self.states()) if state == _ring.USED}
