@@ -21,13 +21,13 @@ from ._bias import NEVER_OPEN, drop, finish, undo
 from ._owned import OwnedWords
 from ._process import Forked
 
-__all__ = ["NOT_OWNED", "NUMBERS", "Path", "make_biased_path", "over"]
+__all__ = ["CELLS", "NOT_OWNED", "NUMBERS", "Path", "make_biased_path", "over"]
 
 NUMBERS: Final = (float, int)  # what a timeout is; anything else is looked at more closely
 NOT_OWNED: Final = "attempt to release recursive lock not owned by thread"
 ATTEMPTS: Final = range(_process.MOST_INTERRUPTIONS)
 #: Of OwnedWords: what all its functions share.
-_CELLS: Final = ("go_in", "go_out", "inside", "has_door", "lowest", "mark")
+CELLS: Final = ("go_in", "go_out", "inside", "has_door", "lowest", "mark")
 
 
 class Path(NamedTuple):
@@ -126,7 +126,7 @@ def make_biased_path(words: OwnedWords, ordinary: Path) -> Path:
             if interruption is not None:
                 raise interruption
 
-    cells = {name: getattr(words, name) for name in _CELLS}
+    cells = {name: getattr(words, name) for name in CELLS}
     release_cells = {**cells, "rest": CellType(rest._replace(release=ordinary.release))}
     release = over(leave, release_cells, _without_arguments(leave.__code__))
     return Path(over(acquire, cells), release, over(leave, cells))

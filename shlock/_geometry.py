@@ -1,6 +1,7 @@
 """Where everything lies in a channel or a queue: control blocks, the pages of its rings, the slots.  No I/O here.
 
     ring      4 control blocks: PRODUCERS, CONSUMERS, READABLE, WRITABLE; a table of chunks, a byte for each; the chunks
+    TAIL, HEAD and the headers of messages are numbers of several parts, which are here as well; what they mean: see ``_ring``
     Channel   one block that says what it is; the ring of what the privileged end sends; the ring of what the user end sends
     Queue     one block that says what it is; the ring of the items; that of the dead letters; DONE; the slots; FREE_SLOT
               data: both rings, then some pages for each slot
@@ -32,6 +33,19 @@ NO_MEMORY, FREE, USED, LEFT = range(4)  # states of a chunk
 OVERHEAD: Final = 2 * at.WORD  # of a message: its header, and a link behind it
 COUNT_SHIFT: Final = 32
 PLACE: Final = (1 << COUNT_SHIFT) - 1
+COUNT: Final = PLACE
+ONE: Final = 1 << COUNT_SHIFT
+HIGH: Final = COUNT << COUNT_SHIFT
+#: Added to its length, and divided by 8: how far TAIL or HEAD moves by a message.
+STEP: Final = 8 * ONE + 15
+LENGTH_BITS: Final = 40
+LENGTH: Final = (1 << LENGTH_BITS) - 1
+TAG_SHIFT: Final = LENGTH_BITS
+TAG: Final = 0xFF
+LINK: Final = 1 << 63
+#: In READABLE: nobody will take messages any more; in WRITABLE: nobody will put any.
+SHUT: Final = 1 << 1
+ATTENTION: Final = at.PARKED | SHUT
 LONGEST: Final = (PLACE + 1) * at.WORD // 4  # bytes of a message: a run of chunks is found though others lie in between
 MOST_BYTES: Final = 1 << 33  # of one direction: places of messages have so many words
 #: Chunks that nobody uses and that keep their memory, where memory is taken as it is needed.

@@ -48,7 +48,7 @@ from typing import Any, Final, NamedTuple
 
 from . import _layout as at
 from ._bias import NEVER_OPEN, finish
-from ._biased_path import ATTEMPTS, over
+from ._biased_path import ATTEMPTS, CELLS, over
 from ._layout import WORD_MASK
 from ._owned import OwnedWords
 from ._process import Forked
@@ -58,8 +58,6 @@ from .contract import AWAY, FREE, Grant, Lease
 __all__ = ["Functions", "go_in_by_door", "go_out_by_door", "is_in_by_door", "make_door_functions", "undo_by_door"]
 
 _clock: Final = SYSTEM.monotonic
-#: Of OwnedWords: what its functions share.
-_CELLS: Final = ("go_in", "go_out", "inside", "has_door", "lowest", "mark")
 
 
 def is_in_by_door(words: OwnedWords) -> bool:
@@ -269,7 +267,7 @@ def make_door_functions(words: OwnedWords, ordinary: Functions) -> Functions:
 
         return over(exit_, cells)
 
-    cells = {name: getattr(words, name) for name in _CELLS}
+    cells = {name: getattr(words, name) for name in CELLS}
     for name in ("seat", "odd", "token", "spare"):
         cells[name] = getattr(words, f"lease_{name}")
     cells["moments"] = words.lease_began

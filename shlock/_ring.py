@@ -64,19 +64,29 @@ from . import _layout as at
 from ._arena import Block
 from ._atomic import IS_WEAK, Operand, fence
 from ._geometry import (
+    ATTENTION,
     CONSUMERS,
     CONTROLS,
+    COUNT,
     COUNT_SHIFT,
     FREE,
+    HIGH,
     KEPT_CHUNKS,
     LARGE_KEPT,
     LEFT,
+    LENGTH,
+    LINK,
     LONGEST,
     MOST_KEPT,
     NO_MEMORY,
+    ONE,
     OVERHEAD,
     PLACE,
     PRODUCERS,
+    SHUT,
+    STEP,
+    TAG,
+    TAG_SHIFT,
     USED,
     Geometry,
     declarations,
@@ -87,6 +97,7 @@ from ._memory import Memory
 from ._owned import IGNORE
 from ._parking import Spot, parking_of
 from ._pickling import Part
+from ._ring_door import make_get, make_put
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
 from .errors import SegmentError
@@ -94,11 +105,6 @@ from .synchronize import Lock, owned_words
 
 __all__ = ["CONTROLS", "LONGEST", "Consumer", "Geometry", "Producer", "Within", "declarations", "prepare"]
 
-LENGTH_BITS: Final = 40
-LENGTH: Final = (1 << LENGTH_BITS) - 1
-TAG_SHIFT: Final = LENGTH_BITS
-TAG: Final = 0xFF
-LINK: Final = 1 << 63
 #: Messages with a tag from here on are taken as a bytearray, which can be written to.
 TO_BE_WRITTEN: Final = 3
 #: Bytes of messages that are joined to be written in one piece: longer ones take less to be written than to be copied twice.
@@ -107,15 +113,9 @@ MOST_JOINED: Final = 4096
 MOST_EQUALS: Final = 64
 #: Bytes of messages, taken together, up to which the memory of a batch is kept for the next one: see ``_keep_memory_for``.
 LARGEST_KEPT_BATCH: Final = 16 << 20
-#: In READABLE: nobody will take messages any more; in WRITABLE: nobody will put any.
-SHUT: Final = 1 << 1
-ATTENTION: Final = at.PARKED | SHUT
-
-COUNT: Final = PLACE
-ONE: Final = 1 << COUNT_SHIFT
-HIGH: Final = COUNT << COUNT_SHIFT
-#: Added to its length, and divided by 8: how far TAIL or HEAD moves by a message.
-STEP: Final = 8 * ONE + 15
+#: Messages that are copied together, the next one and some for the ``get`` of this process that follow: if so many are waiting
+#: at least, and so many bytes of them.
+FEWEST_AHEAD, MOST_BYTES_AHEAD = 4, 128 << 10
 WORD_MASK: Final = at.WORD_MASK
 
 _NO_MEMORY_BYTE, *_WITH_MEMORY = (bytes([state]) for state in (NO_MEMORY, FREE, USED, LEFT))
@@ -572,7 +572,10 @@ class _Waiter:
 class Producer(_End):
     """The side of a ring on which messages are put, in this process."""
 
-    __slots__ = ("_consumers", "_head_seen", "longest", "look_for_the_dead")
+    __slots__ = (
+        "_consumers", "_head_seen", "last_length", "last_step", "limit", "longest", "look_for_the_dead", "place_left", "put",
+        "tail_left",
+    )  # fmt: skip
 
     def __init__(
         self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None, needs: str = "send"
@@ -585,10 +588,15 @@ class Producer(_End):
         #: Called when several chunks are waiting and nobody has taken any of their messages since the last one was begun.
         self.look_for_the_dead: Callable[[], None] | None = None
         self._head_seen = -1
+        #: What TAIL was after the latest put() of this process, its place in bytes, and up to where messages may begin there,
+        #: less their length.  The length of that one, and how far TAIL moved by it.
+        self.tail_left = self.last_length = -1
+        self.place_left = self.limit = self.last_step = 0
+        self.put = self.put_anyhow if IS_WEAK or terms is not None else make_put(self)
 
     # -- putting ------------------------------------------------------------------------------------------------------
 
-    def put(self, body: Any, tag: int = 0, lock: Lock | Within | None = None) -> bool:
+    def put_anyhow(self, body: Any, tag: int = 0, lock: Lock | Within | None = None) -> bool:
         """Put one message there, without waiting for room; whether there was any.
 
         body  an object with ``len`` in bytes that a memoryview of bytes can be assigned from
@@ -614,7 +622,10 @@ class Producer(_End):
                     crash_points[0]("C30 bytes written")
                 if IS_WEAK:
                     fence()
-                view[self.tail] = tail + (length + STEP >> 3) & WORD_MASK  # R1
+                view[self.tail] = after = tail + (length + STEP >> 3) & WORD_MASK  # R1
+                if length <= self.room and self.most_messages == COUNT and after >> COUNT_SHIFT < COUNT - self.chunk:
+                    self.tail_left, self.place_left = after, start + length + 7 & ~7
+                    self.limit = (place & ~self.mask) + self.room
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
             if IS_WEAK:
@@ -916,25 +927,32 @@ def _keep_memory_for(size: int) -> None:
 class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
-    __slots__ = ("_head_left", "_left", "_tail_seen")
+    __slots__ = ("_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left")
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
         #: What HEAD was after the latest get() of this process, and TAIL at some time before.  While HEAD is that one, there
         #: are messages up to that TAIL.  Not to look at TAIL leaves it, and the lock beside it, in the producers' cache.
-        self._head_left = self._tail_seen = -1
+        self.head_left = self._tail_seen = -1
+        #: Bodies of the messages that follow HEAD while it is that one, the first one last: they are alike, and were copied
+        #: together (``_look_ahead``).  Index of the next; how far HEAD moves by each; their tag.
+        self.ahead: list[Any] = []
+        self.ahead_index = -1
+        self.ahead_step = self.ahead_tag = 0
         self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
+        self.get = self.get_anyhow if IS_WEAK or terms is not None else make_get(self)
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def get(self, lock: Lock | Within | None = None) -> tuple[int, bytes | bytearray] | None:
+    def get_anyhow(self, lock: Lock | Within | None = None) -> tuple[int, bytes | bytearray] | None:
         """Take the next message: its tag and its bytes; None if there is none.  Waits for nothing but other consumers."""
         view, process = self.view, _process.current
         left: list[range] | None = None
         try:
             with lock or self.way_in:
                 head = view[self.head]
-                if head == self._tail_seen or head != self._head_left:
+                is_alone = head == self.head_left
+                if head == self._tail_seen or not is_alone:
                     self._tail_seen = view[self.tail]
                     if self._tail_seen == head:
                         return None
@@ -949,12 +967,18 @@ class Consumer(_End):
                     tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                 start = place + 8
                 end = start + length
-                # A slice of an mmap is a copy, at half the price of one of a memoryview.
-                body = self.mapping[start:end] if tag < TO_BE_WRITTEN else bytearray(self.data[start:end])
+                self.ahead_index = -1
+                body: bytes | bytearray
+                if tag >= TO_BE_WRITTEN:
+                    body = bytearray(self.data[start:end])
+                elif is_alone and left is None and length <= MOST_JOINED:
+                    body = self._look_ahead(head, word)
+                else:
+                    body = self.mapping[start:end]  # a copy, at half the price of one of a memoryview
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 if left is None:
-                    view[self.head] = self._head_left = head + (length + STEP >> 3) & WORD_MASK  # R2
+                    view[self.head] = self.head_left = head + (length + STEP >> 3) & WORD_MASK  # R2
                 else:
                     self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:
@@ -966,6 +990,21 @@ class Consumer(_End):
         except BaseException as error:
             raise self.failed(self.writable_block, error, process) from None
         return tag, body
+
+    def _look_ahead(self, head: int, word: int) -> bytes:
+        """Under the lock: the next message, whose header this is; those that are like it are kept for the next ``get``."""
+        place, length, step = (head & PLACE) << 3, word & LENGTH, (word & LENGTH) + STEP >> 3
+        many = (self._tail_seen >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT
+        if many < FEWEST_AHEAD or head + MOST_EQUALS * step > WORD_MASK:
+            return self.mapping[place + 8 : place + 8 + length]
+        size = step - ONE << 3
+        _, run = self._equals(place, word, size, min(many, MOST_BYTES_AHEAD // size))
+        self.ahead = [body for (body,) in run]
+        self.ahead.reverse()
+        self.ahead_step, self.ahead_tag = step, word >> TAG_SHIFT
+        self.ahead_index = len(self.ahead) - 2
+        body: bytes = self.ahead.pop()
+        return body
 
     def get_many(self, most: int, lock: Lock | Within | None = None) -> list[tuple[int, bytes | bytearray]]:
         """Take all messages that are there, up to so many, at once: none of them is gone if we die meanwhile."""

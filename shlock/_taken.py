@@ -49,10 +49,10 @@ from typing import Final
 from . import _layout as at
 from . import _process
 from ._atomic import fence
-from ._geometry import COUNT_SHIFT, SLOTS
+from ._geometry import COUNT, COUNT_SHIFT, SLOTS
 from ._memory import Memory
 from ._parking import POLL_INTERVAL
-from ._ring import COUNT, Consumer, Producer, Within
+from ._ring import Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
 from .synchronize import Lock

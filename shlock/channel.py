@@ -33,6 +33,7 @@ from ._geometry import (
     LAZY_CHUNK,
     LAZY_CHUNKS,
     MOST_BYTES,
+    SHUT,
     Geometry,
     channel_controls,
     channel_rings,
@@ -40,7 +41,7 @@ from ._geometry import (
 )
 from ._memory import Memory, Shape
 from ._parking import deadline_after, parking_of
-from ._ring import SHUT, Consumer, Producer, Within
+from ._ring import Consumer, Producer, Within
 from ._sys import SYSTEM, crash_points
 from .contract import Contract, Lease, OnTerminate, Terms
 from .errors import SegmentError

@@ -7,18 +7,24 @@ bias can do to a ring: who gets it and who takes it away, a death by the door, w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
+import random
 import signal
+import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import pytest
 from support import PATIENCE, Child, DieAtLabel, Page, eventually, watch_steps
+from test_signals import Interruption, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _process, _ring
+from shlock import _bias, _process, _ring, _ring_door, _sys
 from shlock import _layout as at
 from shlock._parking import POLL_INTERVAL
 
@@ -332,6 +338,328 @@ def is_inside(end: Any) -> bool:
     return bool(end.lock._words.inside.cell_contents and word_of(end) & at.REVOKED == at.BIASED)
 
 
+# -- in one piece ---------------------------------------------------------------------------------------------------------
+
+
+def is_in_one_piece() -> bool:
+    """Whether this is called, through whatever, by the put or the get of ``_ring_door``."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _ring_door.__file__:
+        frame = frame.f_back
+    return frame is not None
+
+
+class Quick:
+    """A channel whose ends are both biased to this process, and go on where they were; and what is in it."""
+
+    LENGTH = 50
+
+    def __init__(self, waiting: int = 12) -> None:
+        self.near = shlock.Channel(size=1 << 18)
+        self.far = self.near.other_end()
+        self.out, self.into = self.near._out, self.far._in
+        self.numbers = itertools.count()
+        self.there: deque[bytes] = deque()
+        bias(self.out, self.send)
+        while len(self.there) < waiting + 6:
+            self.send()
+        bias(self.into, self.receive)
+        while len(self.there) > waiting:
+            self.receive()
+        assert self.out.tail_left == self.out.view[self.out.tail]
+        assert self.into.head_left == self.into.view[self.into.head]
+        assert self.into.ahead_index >= 0
+
+    def message(self) -> bytes:
+        return b"%d" % next(self.numbers) * self.LENGTH
+
+    def send(self, message: bytes | None = None) -> None:
+        message = self.message()[: self.LENGTH] if message is None else message
+        self.near.send_bytes(message)
+        self.there.append(message)
+
+    def receive(self) -> None:
+        assert self.far.recv_bytes() == self.there.popleft()
+
+    def check(self) -> None:
+        """All that should be there is, and both ends can be used as before."""
+        assert not self.out.lock.locked()
+        assert not self.into.lock.locked()
+        self.send()
+        while self.there:
+            self.receive()
+        assert self.into.is_empty()
+        for _ in range(40):
+            self.send()
+        assert has_it(self.out) in (None, os.getpid())
+        while self.there:
+            self.receive()
+
+
+def die_in_one_piece(label: str, use: Callable[[], Any]) -> None:
+    step = DieAtLabel(label, 1)
+    step.before_death = lambda: None if is_in_one_piece() else os._exit(77)
+    watch_steps(step)
+    use()
+
+
+@pytest.mark.parametrize("label", [WRITTEN, SENT])
+def test_who_puts_in_one_piece_and_is_killed_has_sent_its_message_or_not(label: str) -> None:
+    def die() -> None:
+        bias(near._out, lambda: near.send_bytes(b"000"))
+        near.send_bytes(b"xyz")
+        die_in_one_piece(label, lambda: near.send_bytes(b"abc"))
+
+    near = shlock.Channel(size=1 << 18)
+    far = near.other_end()
+    assert_killed(Child(die))
+    near.send_bytes(b"heir")
+    sent = [b"000"] * 3 + [b"xyz"] + [b"abc"] * (label == SENT) + [b"heir"]
+    assert [far.recv_bytes() for _ in sent] == sent
+    assert not far.poll()
+
+
+@pytest.mark.parametrize("label", [READ, GONE])
+def test_who_has_copied_messages_ahead_and_is_killed_has_taken_no_more_than_it_should(label: str) -> None:
+    def die() -> None:
+        bias(far._in, far.recv_bytes)
+        assert far.recv_bytes() == b"03"
+        assert far._in.ahead_index > 10
+        assert far.recv_bytes() == b"04"
+        die_in_one_piece(label, far.recv_bytes)
+
+    near = shlock.Channel(size=1 << 18)
+    far = near.other_end()
+    for number in range(30):
+        near.send_bytes(b"%02d" % number)
+    assert_killed(Child(die))
+    left = range(5 + (label == GONE), 30)
+    assert [far.recv_bytes() for _ in left] == [b"%02d" % number for number in left]
+    assert not far.poll()
+
+
+class PutsOrGets(Trial):
+    """Its message was sent or not, and one is there that was not taken; nothing else, and nobody is inside."""
+
+    def __init__(self, name: str, where: set[str]) -> None:
+        self.name, self.where = name, where
+        self.quick = Quick()
+        self.got: bytes | None = None
+
+    def operate(self) -> None:
+        if self.name == "put":
+            self.quick.near.send_bytes(b"x" * Quick.LENGTH)
+        else:
+            self.got = self.quick.far.recv_bytes()
+
+    def finish(self, outcome: Interruption) -> None:
+        self.where.add(outcome.where.split("+")[0])
+        quick, there = self.quick, self.quick.there
+        many = quick.into.waiting()
+        if self.name == "put":
+            assert many == len(there) + 1 or (many == len(there) and outcome.raised)
+            there += [b"x" * Quick.LENGTH] * (many - len(there))
+        else:
+            assert many == len(there) - 1 or (many == len(there) and outcome.raised)
+            assert self.got in (None, there[0])
+            assert (self.got is None) == outcome.raised
+            if many < len(there):
+                there.popleft()
+        quick.check()
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_what_is_interrupted_in_one_piece_was_done_or_not(name: str) -> None:
+    where: set[str] = set()
+    interrupt_everywhere(lambda: PutsOrGets(name, where), 3)
+    assert f"make_{name}.<locals>.{name}" in where
+
+
+@pytest.mark.parametrize("revoked", ["before", "inside", "while it leaves"])
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_a_bias_that_is_revoked_around_a_message_in_one_piece(name: str, revoked: str) -> None:
+    quick = Quick()
+    end = quick.out if name == "put" else quick.into
+    words, page = end.lock._words, Page()
+
+    def want() -> None:
+        _sys.crash_points.clear()
+        with end.lock:
+            page[GO] += 1
+
+    def revoke() -> None:
+        if children:
+            return
+        children.append(Child(want))
+        eventually(lambda: page[GO] or word_of(end) & at.REVOKED != at.BIASED)
+
+    def go_in(block: bool) -> bool:
+        if revoked == "before":
+            revoke()
+        return go_in_really(block)
+
+    def go_out() -> None:
+        if revoked == "while it leaves":
+            revoke()
+        go_out_really()
+
+    go_in_really, go_out_really = words.go_in.cell_contents, words.go_out.cell_contents
+    children: list[Child] = []
+    words.go_in.cell_contents, words.go_out.cell_contents = go_in, go_out
+    if revoked == "inside":
+        _sys.crash_points[:] = [lambda label: revoke() if is_in_one_piece() else None]
+    (quick.send if name == "put" else quick.receive)()
+    _sys.crash_points.clear()
+    (child,) = children
+    child.result()
+    assert page[GO] == 1
+    assert words.door is None
+    quick.check()
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_another_one_of_this_process_was_there_in_between(name: str) -> None:
+    """The other object has the same lock, and goes in by the same door."""
+    quick = Quick()
+    if name == "put":
+        other = quick.far.other_end()
+        for _ in range(3):
+            message = quick.message()
+            other.send_bytes(message)
+            quick.there.append(message)
+            quick.send()
+    else:
+        other = quick.near.other_end()
+        for _ in range(3):
+            assert other.recv_bytes() == quick.there.popleft()
+            quick.receive()
+    assert has_it(quick.out) == has_it(quick.into) == os.getpid()
+    quick.check()
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_another_thread_was_there_just_before_the_door_is_open(name: str) -> None:
+    """It has filled the chunk, or taken all that was copied ahead."""
+    quick = Quick()
+    for _ in range(3):
+        quick.send()
+    words = (quick.out if name == "put" else quick.into).lock._words
+    really = words.go_in.cell_contents
+
+    def go_in(block: bool) -> bool:
+        words.go_in.cell_contents = really
+        if name == "put":
+            quick.send(bytes(quick.out.limit - quick.out.place_left))
+            for _ in range(3):
+                quick.receive()
+        else:
+            while quick.into.ahead_index >= 0:
+                taken.append(quick.far.recv_bytes())
+        return really(block)
+
+    taken: list[bytes] = []
+    words.go_in.cell_contents = go_in
+    if name == "put":
+        quick.send()
+    else:
+        got = quick.far.recv_bytes()
+        assert [*taken, got] == [quick.there.popleft() for _ in range(len(taken) + 1)]
+        assert len(taken) > 3
+    quick.check()
+
+
+def test_messages_that_are_not_alike_are_not_copied_ahead() -> None:
+    """Neither of another length, nor of another tag, nor where a link leads to another chunk."""
+    quick = Quick()
+    random_ = random.Random(1)
+    seen = set()
+    for _ in range(3000):
+        length = random_.choice([quick.LENGTH] * 40 + [0, 7, 8, 9, 4000, 5000])
+        if random_.random() < 0.51 and len(quick.there) < 40:
+            quick.send(random_.randbytes(length))
+        elif quick.there:
+            quick.receive()
+        seen.add(quick.into.ahead_index)
+    assert seen >= set(range(-1, 10))
+    while quick.there:
+        quick.receive()
+    for number in range(60):
+        quick.near.send(number if number % 10 == 9 else b"%04d" % number)
+    assert [quick.far.recv() for _ in range(60)] == [n if n % 10 == 9 else b"%04d" % n for n in range(60)]
+    quick.check()
+
+
+@pytest.mark.parametrize("before", range(0, 120, 7))
+def test_the_count_of_messages_begins_again_at_zero(before: int) -> None:
+    quick = Quick()
+    while quick.there:
+        quick.receive()
+    place = quick.out.view[quick.out.tail] & _ring.PLACE
+    for end in (quick.out, quick.into):
+        end.view[end.tail] = end.view[end.head] = (_ring.COUNT - before) << _ring.COUNT_SHIFT | place
+    for _ in range(60):
+        quick.send()
+    for _ in range(60):
+        quick.receive()
+    assert quick.out.view[quick.out.tail] >> _ring.COUNT_SHIFT == (60 - before - 1) % (1 << 32)
+    quick.check()
+
+
+def test_a_message_that_was_handed_out_is_not_kept() -> None:
+    quick = Quick()
+    index = quick.into.ahead_index
+    assert quick.into.ahead[index] == quick.there[0]
+    quick.receive()
+    assert quick.into.ahead_index == index - 1
+    assert quick.into.ahead[index] is None
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_who_sleeps_is_woken_by_a_message_in_one_piece(name: str) -> None:
+    quick = Quick()
+    end, place = (quick.out, quick.out.readable) if name == "put" else (quick.into, quick.into.writable)
+    end.view[place] |= at.PARKED
+    if name == "put":
+        quick.send()
+    else:
+        while quick.there:
+            assert end.view[place] & at.PARKED
+            quick.receive()
+    assert not end.view[place] & at.PARKED
+    quick.check()
+
+
+def test_who_puts_in_one_piece_is_told_that_nobody_takes_messages_any_more() -> None:
+    reader, writer = shlock.Pipe(duplex=False)
+    bias(writer._out, lambda: writer.send_bytes(b"abc"))
+    writer.send_bytes(b"abc")
+    assert writer._out.tail_left == writer._out.view[writer._out.tail]
+    reader.close()
+    with pytest.raises(BrokenPipeError):
+        writer.send_bytes(b"abc")
+    assert not writer._out.lock.locked()
+
+
+def test_a_word_that_was_overwritten_is_an_error_in_one_piece_too() -> None:
+    quick = Quick()
+    quick.out.tail_left = quick.out.view[quick.out.tail] = 5 << 40 | _ring.PLACE
+    quick.out.place_left, quick.out.limit = _ring.PLACE << 3, _ring.PLACE << 4
+    with pytest.raises(shlock.SegmentError, match="TAIL or HEAD points nowhere"):
+        quick.near.send_bytes(b"x")
+    assert not quick.out.lock.locked()
+
+
+def test_a_child_goes_on_with_what_its_parent_had_copied_ahead() -> None:
+    """It is a copy, and as good as the parent's while HEAD is the same."""
+    quick = Quick()
+
+    def take() -> list[bytes]:
+        return [quick.far.recv_bytes() for _ in range(3)]
+
+    assert Child(take).result() == [quick.there.popleft() for _ in range(3)]
+    quick.check()
+
+
 # -- who looks ------------------------------------------------------------------------------------------------------------
 
 
@@ -427,13 +755,14 @@ def test_where_the_door_is_no_fence_there_is_one_before_it_is_looked_who_sleeps(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R7.  Where the processor keeps loads behind stores nobody can see the difference: so the order of the calls is tested."""
+    fenced: list[bool] = []
+    monkeypatch.setattr(_ring, "IS_WEAK", True)
     channel = shlock.Channel(size=40_000)
     other = channel.other_end()
+    assert (channel._out.put, other._in.get) == (channel._out.put_anyhow, other._in.get_anyhow)  # that have the fences
     end = channel._out if way.startswith(("send", "reserve")) else other._in
     for _ in range(5):
         channel.send_bytes(b"x")
-    fenced: list[bool] = []
-    monkeypatch.setattr(_ring, "IS_WEAK", True)
     monkeypatch.setattr(_ring, "fence", lambda: fenced.append(end.lock.locked()))
 
     class Watched:

@@ -1,0 +1,151 @@
+"""put() and get() of an end whose lock is biased to this process: in by the door, one message, and out again, in one piece.
+
+These are the steps of ``Producer.put_anyhow`` and ``Consumer.get_anyhow`` for what most messages are, with those of
+``_biased_path`` around them: B1 to B4 of ``_bias``.  A message goes where the last one of this process ended, in the same
+chunk.  Or it was copied with those before it, while HEAD was further back: nobody writes where there are messages.  Whatever is
+not so (no bias, a long message, another process in between) goes the other way, which is always right.
+
+The interpreter looks at signals, switches threads and forks when a call has returned.  Between B1 and B3 nothing is called, and
+so no thread of this process ever sees another one inside; what is raised there comes from words that were overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from . import _layout as at
+from . import _process
+from ._bias import NEVER_OPEN, finish, undo
+from ._biased_path import ATTEMPTS, CELLS, over
+from ._geometry import ATTENTION, COUNT, STEP, TAG_SHIFT
+from ._process import Forked
+from ._sys import crash_points
+
+if TYPE_CHECKING:
+    from ._ring import Consumer, Producer, Within
+    from .synchronize import Lock
+
+__all__ = ["make_get", "make_put"]
+
+#: Bytes of a message for which it is tried: of longer ones, there is seldom room for the next one in the same chunk.
+LONGEST: Final = 128 << 10
+
+
+def make_put(end: Producer) -> Callable[..., bool]:
+    """The ``put`` of an end with an ordinary lock of its own, which has no lease."""
+    # These become the cells of the lock's words.
+    go_in: Any = NEVER_OPEN
+    go_out: Any = None
+    lowest: Any = None
+    inside = mark = 0
+    has_door = False
+    words, tail_place, readable, put_anyhow = end.lock._words, end.tail, end.readable, end.put_anyhow
+
+    def put(body: Any, tag: int = 0, lock: Lock | Within | None = None) -> bool:
+        """Put one message there, without waiting for room; whether there was any."""
+        nonlocal inside
+        length = len(body)
+        if lock is not None or length > LONGEST:
+            return put_anyhow(body, tag, lock)
+        process = _process.current
+        is_sent = False
+        try:
+            if go_in(False) and has_door:  # B1
+                inside += 1
+                view = end.view
+                tail = view[tail_place]
+                place = end.place_left
+                if tail == end.tail_left and place + length <= end.limit:
+                    start = place + 8
+                    end.mapping[start : start + length] = body
+                    end.words[place >> 3] = length | tag << TAG_SHIFT if tag else length
+                    if crash_points:
+                        crash_points[0]("C30 bytes written")
+                    if length != end.last_length:
+                        end.last_length, end.last_step = length, length + STEP >> 3
+                    view[tail_place] = end.tail_left = tail + end.last_step  # R1
+                    end.place_left = start + length + 7 & ~7
+                    is_sent = True
+                    if crash_points:
+                        crash_points[0]("C31 TAIL stored")
+                if lowest[0] == mark:
+                    inside -= 1  # B2
+                    go_out()  # B3
+                    if lowest[0] != mark:  # B4
+                        finish(words)
+                else:
+                    end.lock.release()
+                if is_sent:
+                    if view[readable] & ATTENTION:
+                        end.tell()
+                    return True
+        except BaseException as error:
+            for _ in ATTEMPTS:
+                try:
+                    undo(words)
+                    break
+                except Forked:
+                    break
+                except BaseException:
+                    pass  # what was raised first is what comes out
+            raise end.failed(end.readable_block, error, process) from None
+        return put_anyhow(body, tag)
+
+    return over(put, {name: getattr(words, name) for name in CELLS})
+
+
+def make_get(end: Consumer) -> Callable[..., tuple[int, bytes | bytearray] | None]:
+    """The ``get`` of an end with an ordinary lock of its own, which has no lease."""
+    go_in: Any = NEVER_OPEN
+    go_out: Any = None
+    lowest: Any = None
+    inside = mark = 0
+    has_door = False
+    words, head_place, writable, get_anyhow = end.lock._words, end.head, end.writable, end.get_anyhow
+
+    def get(lock: Lock | Within | None = None) -> tuple[int, bytes | bytearray] | None:
+        """Take the next message: its tag and its bytes; None if there is none.  Waits for nothing but other consumers."""
+        nonlocal inside
+        if lock is not None or end.ahead_index < 0:
+            return get_anyhow(lock)
+        process = _process.current
+        body, tag = None, 0
+        try:
+            if go_in(False) and has_door:  # B1
+                inside += 1
+                view, index = end.view, end.ahead_index
+                head = view[head_place]
+                if head == end.head_left and index >= 0:
+                    tag, body = end.ahead_tag, end.ahead[index]
+                    if crash_points:
+                        crash_points[0]("C33 bytes read")
+                    end.ahead_index = index - 1
+                    view[head_place] = end.head_left = head + end.ahead_step  # R2
+                    end.ahead[index] = None
+                    if crash_points:
+                        crash_points[0]("C34 HEAD stored")
+                if lowest[0] == mark:
+                    inside -= 1  # B2
+                    go_out()  # B3
+                    if lowest[0] != mark:  # B4
+                        finish(words)
+                else:
+                    end.lock.release()
+                if body is not None:
+                    if view[writable] & at.PARKED and (end.most_messages != COUNT or end.is_empty()):
+                        end.wake(end.writable_block)
+                    return tag, body
+        except BaseException as error:
+            for _ in ATTEMPTS:
+                try:
+                    undo(words)
+                    break
+                except Forked:
+                    break
+                except BaseException:
+                    pass  # what was raised first is what comes out
+            raise end.failed(end.writable_block, error, process) from None
+        return get_anyhow(None)
+
+    return over(get, {name: getattr(words, name) for name in CELLS})
