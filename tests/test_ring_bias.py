@@ -533,6 +533,9 @@ def test_another_one_of_this_process_was_there_in_between(name: str) -> None:
         for _ in range(3):
             assert other.recv_bytes() == quick.there.popleft()
             quick.receive()
+            assert quick.into.ahead_index == -1, "it is one of several"
+        quick.receive()
+        assert quick.into.ahead_index >= 0
     assert has_it(quick.out) == has_it(quick.into) == os.getpid()
     quick.check()
 
@@ -586,6 +589,69 @@ def test_messages_that_are_not_alike_are_not_copied_ahead() -> None:
     for number in range(60):
         quick.near.send(number if number % 10 == 9 else b"%04d" % number)
     assert [quick.far.recv() for _ in range(60)] == [n if n % 10 == 9 else b"%04d" % n for n in range(60)]
+    quick.check()
+
+
+def test_what_lies_behind_the_last_message_is_none() -> None:
+    """Though it looks like one: it was one, when the chunk was in use before."""
+    quick = Quick(5)
+    for _ in range(3000):
+        for _ in range(5):
+            quick.send()
+        for _ in range(5):
+            quick.receive()
+    assert quick.out.geometry.content < 15000 * Quick.LENGTH
+    quick.check()
+
+
+def test_no_more_items_are_put_in_one_piece_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, "always")
+    queue = shlock.Queue(3)
+    for _ in range(5):
+        for _ in range(3):
+            queue.put(b"x")
+        assert has_it(queue._out) == os.getpid()
+        assert not queue._out.put(b"x")
+        assert queue.qsize() == 3
+        for _ in range(3):
+            queue.get()
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_a_child_that_is_forked_when_the_door_has_opened_is_not_inside(name: str) -> None:
+    """As one that a signal handler forks, before ``inside`` is counted."""
+    quick = Quick()
+    end = quick.out if name == "put" else quick.into
+    words, page = end.lock._words, Page()
+
+    def go_in(block: bool) -> bool:
+        words.go_in.cell_contents = really
+        got: bool = really(block)
+        pid = os.fork()
+        if pid:
+            children.append(pid)
+            eventually(lambda: end.lock.waiters or page[OVER])
+            assert not page[OVER], "it did not wait for its parent"
+        return got
+
+    really, children, parent = words.go_in.cell_contents, list[int](), os.getpid()
+    words.go_in.cell_contents = go_in
+    got = None
+    try:
+        if name == "put":
+            quick.near.send_bytes(b"x" * Quick.LENGTH)
+        else:
+            got = quick.far.recv_bytes()
+    finally:
+        if os.getpid() != parent:
+            page[OVER] = 1
+            os._exit(0 if name == "put" or got == quick.there[1] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    if name == "put":
+        quick.there += [b"x" * Quick.LENGTH] * 2
+    else:
+        assert got == quick.there.popleft()
+        quick.there.popleft()
     quick.check()
 
 
