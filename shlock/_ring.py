@@ -38,6 +38,9 @@ death does not depend on how the dead one got in.  Leased ones, and so those of 
         or LEFT, none of them free   open                      back, or are short
     C35 chunks LEFT, some free       INTENT closed             the same                   the same
 
+Small messages that are alike are copied some at a time (``_look_ahead``), but HEAD moves past each of them alone, when it is
+handed out: a copy is of use only to who finds HEAD where it left it, and else forgotten.
+
 Who finds the ring empty (or full) parks at the word READABLE (or WRITABLE) of the ring: it sets PARKED there by an exchange,
 looks again, and sleeps.  Who puts a message there (or takes one away) clears PARKED and then wakes one, who either acts and
 then wakes the next if there is more to do, or passes the wake-up on: it marks the word for those who still sleep, looks, and
@@ -573,8 +576,8 @@ class Producer(_End):
     """The side of a ring on which messages are put, in this process."""
 
     __slots__ = (
-        "_consumers", "_head_seen", "last_length", "last_step", "limit", "longest", "look_for_the_dead", "place_left", "put",
-        "tail_left",
+        "_consumers", "_head_seen", "last_length", "last_size", "last_step", "limit", "longest", "look_for_the_dead",
+        "place_left", "put", "tail_left",
     )  # fmt: skip
 
     def __init__(
@@ -589,9 +592,9 @@ class Producer(_End):
         self.look_for_the_dead: Callable[[], None] | None = None
         self._head_seen = -1
         #: What TAIL was after the latest put() of this process, its place in bytes, and up to where messages may begin there,
-        #: less their length.  The length of that one, and how far TAIL moved by it.
+        #: less their length.  The length of one message, how many bytes it takes, and how far TAIL moves by it.
         self.tail_left = self.last_length = -1
-        self.place_left = self.limit = self.last_step = 0
+        self.place_left = self.limit = self.last_size = self.last_step = 0
         self.put = self.put_anyhow if IS_WEAK or terms is not None else make_put(self)
 
     # -- putting ------------------------------------------------------------------------------------------------------
@@ -638,15 +641,15 @@ class Producer(_End):
 
     def put_parts(self, parts: list[Part], length: int, tag: int, lock: Lock | Within | None = None) -> bool:
         """Put one message there that is given in parts, as ``put``."""
-        process = _process.current
+        view, process = self.view, _process.current
         try:
             with lock or self.way_in:
-                place = self._find_place(self.view[self.tail], length)
+                place = self._find_place(view[self.tail], length)
                 if place < 0:
                     return False
                 for offset, part in parts:
                     self.data[place + 8 + offset : place + 8 + offset + len(part)] = part
-                self.finish(place, length, tag)
+                self.finish(view, place, length, tag)
             self.tell()
         except BaseException as error:
             raise self.failed(self.readable_block, error, process) from None
@@ -878,15 +881,17 @@ class Producer(_End):
         place = self._find_place(tail, length)
         return None if place < 0 else (tail, place, self.lend(place, length))
 
-    def finish(self, place: int, length: int, tag: int = 0) -> None:
-        """Under the lock: send the message whose bytes are in place.  It may be shorter than ``begin`` was told."""
-        view, chunk = self.view, self.chunk
-        intent, tail = view[self.intent], view[self.tail]
+    def finish(self, view: memoryview, place: int, length: int, tag: int = 0) -> None:
+        """Under the lock: send the message whose bytes are in place.  It may be shorter than ``begin`` was told.
+
+        view  the words, looked up before whatever may have forked a child: there it is released, and this ends with ValueError
+        """
+        chunk, intent, tail = self.chunk, view[self.intent], view[self.tail]
+        self.words[place >> 3] = length | tag << TAG_SHIFT
         first, run = intent >> COUNT_SHIFT, intent & PLACE
         needed = -(-(length + OVERHEAD) // chunk)
         if needed < run and first * chunk == place:
             self._free([range(first + needed, min(first + run, self.geometry.chunks))], self.states())  # INTENT names them
-        self.words[place >> 3] = length | tag << TAG_SHIFT
         if crash_points:
             crash_points[0]("C30 bytes written")
         if IS_WEAK:
@@ -927,7 +932,9 @@ def _keep_memory_for(size: int) -> None:
 class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
-    __slots__ = ("_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left")
+    __slots__ = (
+        "_has_quick_get", "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left",
+    )  # fmt: skip
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
@@ -940,7 +947,8 @@ class Consumer(_End):
         self.ahead_index = -1
         self.ahead_step = self.ahead_tag = 0
         self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
-        self.get = self.get_anyhow if IS_WEAK or terms is not None else make_get(self)
+        self._has_quick_get = not IS_WEAK and terms is None
+        self.get = make_get(self) if self._has_quick_get else self.get_anyhow
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -967,20 +975,21 @@ class Consumer(_End):
                     tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                 start = place + 8
                 end = start + length
-                self.ahead_index = -1
+                self.ahead_index = kept = -1
                 body: bytes | bytearray
                 if tag >= TO_BE_WRITTEN:
                     body = bytearray(self.data[start:end])
-                elif is_alone and left is None and length <= MOST_JOINED:
-                    body = self._look_ahead(head, word)
+                elif is_alone and left is None and length <= MOST_JOINED and self._goes_on_by_door():
+                    body, kept = self._look_ahead(head, word)
                 else:
                     body = self.mapping[start:end]  # a copy, at half the price of one of a memoryview
                 if crash_points:
                     crash_points[0]("C33 bytes read")
                 if left is None:
                     view[self.head] = self.head_left = head + (length + STEP >> 3) & WORD_MASK  # R2
+                    self.ahead_index = kept  # no call since HEAD was stored
                 else:
-                    self._step(head, head + ONE & HIGH | end + 7 >> 3, left)
+                    self._step(view, head, head + ONE & HIGH | end + 7 >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
             if IS_WEAK:
@@ -991,20 +1000,27 @@ class Consumer(_End):
             raise self.failed(self.writable_block, error, process) from None
         return tag, body
 
-    def _look_ahead(self, head: int, word: int) -> bytes:
-        """Under the lock: the next message, whose header this is; those that are like it are kept for the next ``get``."""
+    def _goes_on_by_door(self) -> bool:
+        """Under the lock: whether ``get`` is that of ``_ring_door``, and may get in that way next time."""
+        return self._has_quick_get and bool(self.lock._words.inside.cell_contents)
+
+    def _look_ahead(self, head: int, word: int) -> tuple[bytes, int]:
+        """Under the lock: the next message, whose header this is; and ``ahead_index`` for when HEAD has been moved past it.
+
+        Those that follow, and are like it, are kept for the next ``get``.
+        """
         place, length, step = (head & PLACE) << 3, word & LENGTH, (word & LENGTH) + STEP >> 3
         many = (self._tail_seen >> COUNT_SHIFT) - (head >> COUNT_SHIFT) & COUNT
         if many < FEWEST_AHEAD or head + MOST_EQUALS * step > WORD_MASK:
-            return self.mapping[place + 8 : place + 8 + length]
+            return self.mapping[place + 8 : place + 8 + length], -1
         size = step - ONE << 3
         _, run = self._equals(place, word, size, min(many, MOST_BYTES_AHEAD // size))
-        self.ahead = [body for (body,) in run]
-        self.ahead.reverse()
-        self.ahead_step, self.ahead_tag = step, word >> TAG_SHIFT
-        self.ahead_index = len(self.ahead) - 2
-        body: bytes = self.ahead.pop()
-        return body
+        bodies = [body for (body,) in run]
+        bodies.reverse()
+        body: bytes = bodies.pop()
+        kept = len(bodies) - 1
+        self.ahead, self.ahead_step, self.ahead_tag = bodies, step, word >> TAG_SHIFT
+        return body, kept
 
     def get_many(self, most: int, lock: Lock | Within | None = None) -> list[tuple[int, bytes | bytearray]]:
         """Take all messages that are there, up to so many, at once: none of them is gone if we die meanwhile."""
@@ -1043,7 +1059,7 @@ class Consumer(_End):
                         place = after
                 if crash_points:
                     crash_points[0]("C33 bytes read")
-                self._step(head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
+                self._step(view, head, (head >> COUNT_SHIFT) + count << COUNT_SHIFT & at.WORD_MASK | place >> 3, left)
                 if crash_points:
                     crash_points[0]("C34 HEAD stored")
             if IS_WEAK:
@@ -1087,9 +1103,8 @@ class Consumer(_End):
 
     # -- chunks -------------------------------------------------------------------------------------------------------
 
-    def _step(self, before: int, after: int, left: list[range]) -> None:
+    def _step(self, view: memoryview, before: int, after: int, left: list[range]) -> None:
         """Move HEAD, and give back the chunks that are left."""
-        view = self.view
         if not left:
             view[self.head] = after  # R2
             return
@@ -1120,11 +1135,11 @@ class Consumer(_End):
         after = head + ONE & HIGH | place + 8 + length + 7 >> 3
         return head, after, word >> TAG_SHIFT & TAG, self.lend(place, length, read_only=True)
 
-    def finish(self, after: int) -> None:
-        """Under the lock: the message that ``begin`` gave is taken."""
+    def finish(self, view: memoryview, after: int) -> None:
+        """Under the lock: the message that ``begin`` gave is taken.  ``view``: as for Producer.finish."""
         if crash_points:
             crash_points[0]("C33 bytes read")
-        self._step(self.view[self.head], after, self._left)
+        self._step(view, view[self.head], after, self._left)
         if crash_points:
             crash_points[0]("C34 HEAD stored")
 

@@ -5,8 +5,9 @@ These are the steps of ``Producer.put_anyhow`` and ``Consumer.get_anyhow`` for w
 chunk.  Or it was copied with those before it, while HEAD was further back: nobody writes where there are messages.  Whatever is
 not so (no bias, a long message, another process in between) goes the other way, which is always right.
 
-The interpreter looks at signals, switches threads and forks when a call has returned.  Between B1 and B3 nothing is called, and
-so no thread of this process ever sees another one inside; what is raised there comes from words that were overwritten.
+The interpreter looks at signals, switches threads and forks when a call has returned.  Between B1 and B3 nothing is called, so
+that none of this is seen half-done; only the collector may run finalizers there, before anything has been stored.  What is
+raised comes from the body, or from words that were overwritten.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["make_get", "make_put"]
 
 #: Bytes of a message for which it is tried: of longer ones, there is seldom room for the next one in the same chunk.
-LONGEST: Final = 128 << 10
+MOST_IN_ONE_PIECE: Final = 128 << 10
 
 
 def make_put(end: Producer) -> Callable[..., bool]:
@@ -46,7 +47,7 @@ def make_put(end: Producer) -> Callable[..., bool]:
         """Put one message there, without waiting for room; whether there was any."""
         nonlocal inside
         length = len(body)
-        if lock is not None or length > LONGEST:
+        if length > MOST_IN_ONE_PIECE:
             return put_anyhow(body, tag, lock)
         process = _process.current
         is_sent = False
@@ -63,9 +64,9 @@ def make_put(end: Producer) -> Callable[..., bool]:
                     if crash_points:
                         crash_points[0]("C30 bytes written")
                     if length != end.last_length:
-                        end.last_length, end.last_step = length, length + STEP >> 3
+                        end.last_length, end.last_size, end.last_step = length, length + 15 & ~7, length + STEP >> 3
                     view[tail_place] = end.tail_left = tail + end.last_step  # R1
-                    end.place_left = start + length + 7 & ~7
+                    end.place_left = place + end.last_size
                     is_sent = True
                     if crash_points:
                         crash_points[0]("C31 TAIL stored")
@@ -90,7 +91,7 @@ def make_put(end: Producer) -> Callable[..., bool]:
                 except BaseException:
                     pass  # what was raised first is what comes out
             raise end.failed(end.readable_block, error, process) from None
-        return put_anyhow(body, tag)
+        return put_anyhow(body, tag, lock)
 
     return over(put, {name: getattr(words, name) for name in CELLS})
 
@@ -107,7 +108,7 @@ def make_get(end: Consumer) -> Callable[..., tuple[int, bytes | bytearray] | Non
     def get(lock: Lock | Within | None = None) -> tuple[int, bytes | bytearray] | None:
         """Take the next message: its tag and its bytes; None if there is none.  Waits for nothing but other consumers."""
         nonlocal inside
-        if lock is not None or end.ahead_index < 0:
+        if end.ahead_index < 0:
             return get_anyhow(lock)
         process = _process.current
         body, tag = None, 0
@@ -146,6 +147,6 @@ def make_get(end: Consumer) -> Callable[..., tuple[int, bytes | bytearray] | Non
                 except BaseException:
                     pass  # what was raised first is what comes out
             raise end.failed(end.writable_block, error, process) from None
-        return get_anyhow(None)
+        return get_anyhow(lock)
 
     return over(get, {name: getattr(words, name) for name in CELLS})

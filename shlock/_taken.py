@@ -266,7 +266,7 @@ class Slots:
             view[slot.state] = view[slot.state] & ACKNOWLEDGED | FILLED | tag << TAG_SHIFT | 1 << DELIVERIES_SHIFT  # T2
             if crash_points:
                 crash_points[0]("C41 slot filled")
-            consumer.finish(after)  # T1
+            consumer.finish(view, after)  # T1
             if crash_points:
                 crash_points[0]("C42 HEAD moved")
             view[self.taking] = 0

@@ -314,11 +314,14 @@ class _InPlace:
         if self._end is not None:
             raise ValueError("this was used already")
         end = self._end = self._choose()
+        words = end.lock._words
         try:
             deadline = None if self._timeout is None else deadline_after(self._timeout)
             while True:
-                if not end.lock.acquire(False):
-                    (end.inside if deadline is None else Within(end, deadline)).__enter__()
+                if deadline is not None:
+                    Within(end, deadline).__enter__()
+                elif not words.has_door.cell_contents or words.inside.cell_contents or not end.lock.acquire(False):
+                    end.inside.__enter__()
                 self._process = _process.current
                 end.way_in = end.inside
                 view = self._begin()
@@ -334,15 +337,16 @@ class _InPlace:
             raise
 
     def __exit__(self, kind: object, value: object, traceback: TracebackType | None) -> None:
-        if self._process is not _process.current:
-            return  # a child that was forked inside: its parent's view is dead here already
+        # A child that was forked inside has nothing to do: its parent's view is dead there already.
         interruption: BaseException | None = None
         tries = 0
-        while True:
+        while self._process is _process.current:
             try:
                 self._finish(kind is not None)
                 break
             except BaseException as error:
+                if error.__class__ is ValueError and self._process is not _process.current:
+                    return  # of a view of the words that is the parent's
                 tries += 1
                 if tries > _process.MOST_INTERRUPTIONS:  # it isn't a signal handler, then
                     if self._is_over:
@@ -356,7 +360,9 @@ class _InPlace:
 
     def _finish(self, failed: bool) -> None:
         """What is left to be done; may be called again when it was interrupted."""
-        end = self._end
+        end, view = self._end, self._end.view  # useless in a child that is forked meanwhile
+        if self._process is not _process.current:
+            return
         if failed or self._is_over:
             self._is_over = True
             self._leave()
@@ -369,10 +375,11 @@ class _InPlace:
             end.take_back()
             self._is_done = True  # before it is so: one wake-up too many does no harm
             if self._place() == self._before:
-                self._act()
+                self._act(view)
             self._is_over = True
-            lock = end.way_in = end.lock
-            lock.release()
+            if self._process is _process.current:
+                end.way_in = end.lock
+                end.lock.__exit__()  # which leaves a hold of another process alone
         if self._is_done:
             try:
                 end.tell()
@@ -404,8 +411,8 @@ class _InPlace:
     def _wait(self, deadline: float | None) -> None:
         raise NotImplementedError
 
-    def _act(self) -> None:
-        """Send or take the message."""
+    def _act(self, view: memoryview) -> None:
+        """Send or take the message.  ``view``: the words of this process."""
         raise NotImplementedError
 
 
@@ -440,8 +447,8 @@ class Reservation(_InPlace):
     def _place(self) -> int:
         return int(self._end.view[self._end.tail])
 
-    def _act(self) -> None:
-        self._end.finish(self._start, self._size)
+    def _act(self, view: memoryview) -> None:
+        self._end.finish(view, self._start, self._size)
 
 
 class Peek(_InPlace):
@@ -465,8 +472,8 @@ class Peek(_InPlace):
     def _place(self) -> int:
         return int(self._end.view[self._end.head])
 
-    def _act(self) -> None:
-        self._end.finish(self._after)
+    def _act(self, view: memoryview) -> None:
+        self._end.finish(view, self._after)
 
 
 def _part_of(buf: Any, offset: int, size: int | None) -> memoryview:

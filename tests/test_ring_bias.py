@@ -24,7 +24,7 @@ from support import PATIENCE, Child, DieAtLabel, Page, eventually, watch_steps
 from test_signals import Interruption, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _process, _ring, _ring_door, _sys
+from shlock import _bias, _process, _ring, _ring_door, _sys, channel
 from shlock import _layout as at
 from shlock._parking import POLL_INTERVAL
 
@@ -444,6 +444,8 @@ class PutsOrGets(Trial):
     def __init__(self, name: str, where: set[str]) -> None:
         self.name, self.where = name, where
         self.quick = Quick()
+        if name == "get, looking ahead":
+            self.quick.into.ahead_index = -1
         self.got: bytes | None = None
 
     def operate(self) -> None:
@@ -468,11 +470,11 @@ class PutsOrGets(Trial):
         quick.check()
 
 
-@pytest.mark.parametrize("name", ["put", "get"])
+@pytest.mark.parametrize("name", ["put", "get", "get, looking ahead"])
 def test_what_is_interrupted_in_one_piece_was_done_or_not(name: str) -> None:
     where: set[str] = set()
     interrupt_everywhere(lambda: PutsOrGets(name, where), 3)
-    assert f"make_{name}.<locals>.{name}" in where
+    assert {"put": "make_put.<locals>.put", "get": "make_get.<locals>.get"}.get(name, "Consumer._look_ahead") in where
 
 
 @pytest.mark.parametrize("revoked", ["before", "inside", "while it leaves"])
@@ -669,6 +671,105 @@ def test_the_count_of_messages_begins_again_at_zero(before: int) -> None:
         quick.receive()
     assert quick.out.view[quick.out.tail] >> _ring.COUNT_SHIFT == (60 - before - 1) % (1 << 32)
     quick.check()
+
+
+def test_who_has_a_deadline_takes_what_was_copied_ahead_and_copies_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Quick()
+    for _ in range(60):
+        quick.send()
+    seen = []
+    while quick.there:
+        assert quick.far.recv_bytes(timeout=PATIENCE) == quick.there.popleft()
+        seen.append(quick.into.ahead_index)
+    assert max(seen[15:]) > 30
+    quick.check()
+
+
+@pytest.mark.parametrize("reason", ["never biased", "lost", "no door there"])
+def test_nothing_is_copied_ahead_by_who_does_not_go_in_by_the_door(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason == "never biased":
+        choose(monkeypatch, "never")
+    elif reason == "no door there":
+        monkeypatch.setattr(_ring, "IS_WEAK", True)
+        monkeypatch.setattr(_ring, "fence", lambda: None)
+    near = shlock.Channel(size=1 << 18)
+    far = near.other_end()
+    for number in range(60):
+        near.send_bytes(b"%02d" % number)
+    if reason != "never biased":
+        far._in.lock._words.credit.cell_contents = 0
+        assert far.recv_bytes() == b"00"
+        assert has_it(far._in) == os.getpid()
+    for number in range(reason != "never biased", 60):
+        if reason == "lost" and number % 2:
+            Child(lambda: far._in.lock.acquire(False) and far._in.lock.release()).result()
+        assert far.recv_bytes() == b"%02d" % number
+        assert far._in.ahead_index == -1
+
+
+@pytest.mark.parametrize("is_biased", [False, True])
+@pytest.mark.parametrize("where", ["before it is done", "done", "the lock is given back"])
+@pytest.mark.parametrize("way", ["reserve", "peek"])
+def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parents_name(
+    way: str, where: str, is_biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on when its parent has been on its way for long."""
+    if not is_biased:
+        choose(monkeypatch, "never")
+    near, page, children = shlock.Channel(size=1 << 18), Page(), list[int]()
+    far = near.other_end()
+    end = near._out if way == "reserve" else far._in
+    for number in range(10):
+        near.send_bytes(b"%d" % number)
+    if is_biased:
+        bias(near._out, lambda: near.send_bytes(b"x"))
+        bias(far._in, far.recv_bytes)
+    expected = deque(far.recv_bytes() for _ in range(near._out.waiting()))
+    for message in expected:
+        near.send_bytes(message)
+
+    def fork(*arguments: Any) -> None:
+        if children or not end.lock._words.is_mine():
+            return
+        pid = os.fork()
+        if pid:
+            children.append(pid)
+        else:
+            children.append(0)
+            eventually(lambda: page[GO])
+
+    if where == "done":
+        _sys.crash_points[:] = [lambda label: fork() if label in (SENT, GONE) else None]
+    else:
+        kind = channel.Reservation if way == "reserve" else channel.Peek
+        act, leave = kind._act, end.lock.__exit__
+        if where == "before it is done":
+            monkeypatch.setattr(kind, "_act", lambda self, view: (fork(), act(self, view)))
+        else:
+            end.lock.__exit__ = lambda *arguments: (fork(), leave(*arguments))
+    parent = os.getpid()
+    try:
+        if way == "reserve":
+            with near.reserve(3) as view:
+                view[:] = b"abc"
+            expected.append(b"abc")
+        else:
+            with far.peek() as view:
+                assert view == expected[0]
+            expected.popleft()
+    finally:
+        if os.getpid() != parent:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    _sys.crash_points.clear()
+    for number in range(3):
+        near.send_bytes(b"later %d" % number)
+        expected.append(b"later %d" % number)
+    with end.lock:
+        page[GO] = 1
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        assert end.lock._words.is_mine()
+    assert [far.recv_bytes() for _ in range(near._out.waiting())] == list(expected)
+    assert not end.lock.locked()
 
 
 def test_a_message_that_was_handed_out_is_not_kept() -> None:
