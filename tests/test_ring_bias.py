@@ -682,6 +682,7 @@ def test_who_has_a_deadline_takes_what_was_copied_ahead_and_copies_some(monkeypa
         assert quick.far.recv_bytes(timeout=PATIENCE) == quick.there.popleft()
         seen.append(quick.into.ahead_index)
     assert max(seen[15:]) > 30
+    assert sum(after == before - 1 for before, after in itertools.pairwise(seen)) > 60
     quick.check()
 
 
@@ -764,6 +765,7 @@ def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parent
     for number in range(3):
         near.send_bytes(b"later %d" % number)
         expected.append(b"later %d" % number)
+        assert far.recv_bytes() == expected.popleft()
     with end.lock:
         page[GO] = 1
         assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
