@@ -673,16 +673,15 @@ def test_the_count_of_messages_begins_again_at_zero(before: int) -> None:
     quick.check()
 
 
-def test_who_has_a_deadline_takes_what_was_copied_ahead_and_copies_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_a_deadline_takes_what_was_copied_ahead_and_copies_some() -> None:
     quick = Quick()
     for _ in range(60):
         quick.send()
-    seen = []
+    copied = []
     while quick.there:
         assert quick.far.recv_bytes(timeout=PATIENCE) == quick.there.popleft()
-        seen.append(quick.into.ahead_index)
-    assert max(seen[15:]) > 30
-    assert sum(after == before - 1 for before, after in itertools.pairwise(seen)) > 60
+        copied.append(quick.into.ahead)
+    assert len({id(batch) for batch in copied}) <= 3
     quick.check()
 
 
