@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import test_channel_precedence
 import test_privilege
 from support import Child, DieAtLabel, Page, eventually, is_sleeping, watch_steps
 from test_privilege import (
@@ -75,6 +76,7 @@ names = ["shared*"]
 operations = ["send", "receive", "acquire"]
 longest_lease = {LONG}
 longest_grace = {LONG}
+highest_rank = 100
 most_contracts = 100
 most_bytes = {MOST}
 
@@ -708,6 +710,26 @@ def test_who_trusts_the_others_says_so(domain: str, supervisor: Supervisor, trap
     assert queue.get(timeout=PATIENT) == "sprung"
     assert _page[SPARE] == 1
     assert kernel.other_end()._unpickle
+
+
+# -- who goes first -------------------------------------------------------------------------------------------------------
+
+
+@test_channel_precedence.each_way
+def test_the_class_kernel_goes_before_users_at_the_same_end_whatever_their_rank(
+    domain: str, supervisor: Supervisor, page: Page, way: test_channel_precedence.Way
+) -> None:
+    def open_it(rank: int) -> shlock.Channel:
+        return channel_of(domain, rank=rank)
+
+    who = [(ALICE, 0), (BOB, 100), (ALICE, 5), (0, 0), (0, 0)]  # user and rank
+    children = [
+        as_user(user, test_channel_precedence.come, open_it, page, way, number, rank) for number, (user, rank) in enumerate(who)
+    ]
+    arrivals = [[0, 4, 1, 2, 3]]
+    found = Child(test_channel_precedence.hold_and_call, open_it, page, way, arrivals).result()
+    had = dict(enumerate(child.result() for child in children))
+    assert (found[0] if way in test_channel_precedence.SENDING else test_channel_precedence.went(had)) == [4, 3, 1, 2, 0]
 
 
 # -- supervisors come and go ----------------------------------------------------------------------------------------------
