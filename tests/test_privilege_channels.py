@@ -768,6 +768,57 @@ def test_the_next_supervisor_finds_messages_and_who_sends(domain: str, page: Pag
         del kernel
 
 
+@pytest.mark.parametrize("what", ["message", "item"])
+def test_the_next_supervisor_kills_who_reads_or_works_for_too_long_and_others_get_it(
+    domain: str, page: Page, what: str
+) -> None:
+    first = Child(serve, domain, page, POLICY)
+    eventually(lambda: page[DONE] == 1)
+
+    def keep() -> None:
+        kernel, queue = channel_of(domain, privileged=True), queue_of(domain)
+        kernel.send_bytes(b"message")
+        queue.put_many([b"first", b"item"])
+        page[SPARE] = 1
+        while kernel and queue:
+            signal.pause()
+
+    def stay() -> None:
+        channel, queue = (open_it(domain, lease=SHORT, operations=["receive"]) for open_it in (channel_of, queue_of))
+        with queue.take() as item:  # the first time it needs one more contract
+            assert item == b"first"
+        block = channel.peek() if what == "message" else queue.take()
+        page[WORD] = 1
+        eventually(lambda: page[GO])
+        with block:
+            page[READY] = 1
+            while True:
+                signal.pause()
+
+    keeper = Child(keep)
+    eventually(lambda: page[SPARE])
+    holder = as_user(ERIN, stay)
+    eventually(lambda: page[WORD])
+    first.stop()  # so that what comes now is the matter of the next one
+    page[GO] = 1
+    eventually(lambda: page[READY])
+    holder.stop()  # so that it cannot present its contract
+    first.kill()
+
+    def look() -> tuple[bytes, int]:
+        if what == "message":
+            return receive(domain), 2
+        with (taken := queue_of(domain).take(timeout=PATIENT)) as item:
+            return item, taken.deliveries
+
+    with Supervisor(domain, POLICY) as supervisor:
+        assert "adopted" in kinds(supervisor)
+        assert as_user(BOB, look).result() == (what.encode(), 2)
+        assert holder.wait() == -signal.SIGKILL
+        assert "lease overrun" in reasons(supervisor, "killed")
+        keeper.kill()
+
+
 def test_what_nobody_living_may_receive_is_made_anew(domain: str, page: Page) -> None:
     """M-3: Dave has no descriptor of what the kernel sends."""
     first = Child(serve, domain, page, POLICY)
