@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import test_channel_precedence
 import test_privilege
 from support import Child, DieAtLabel, Page, eventually, is_sleeping, watch_steps
 from test_privilege import (
@@ -75,6 +76,7 @@ names = ["shared*"]
 operations = ["send", "receive", "acquire"]
 longest_lease = {LONG}
 longest_grace = {LONG}
+highest_rank = 100
 most_contracts = 100
 most_bytes = {MOST}
 
@@ -710,6 +712,26 @@ def test_who_trusts_the_others_says_so(domain: str, supervisor: Supervisor, trap
     assert kernel.other_end()._unpickle
 
 
+# -- who goes first -------------------------------------------------------------------------------------------------------
+
+
+@test_channel_precedence.each_way
+def test_the_class_kernel_goes_before_users_at_the_same_end_whatever_their_rank(
+    domain: str, supervisor: Supervisor, page: Page, way: test_channel_precedence.Way
+) -> None:
+    def open_it(rank: int) -> shlock.Channel:
+        return channel_of(domain, rank=rank)
+
+    who = [(ALICE, 0), (BOB, 100), (ALICE, 5), (0, 0), (0, 0)]  # user and rank
+    children = [
+        as_user(user, test_channel_precedence.come, open_it, page, way, number, rank) for number, (user, rank) in enumerate(who)
+    ]
+    arrivals = [[0, 4, 1, 2, 3]]
+    found = Child(test_channel_precedence.hold_and_call, open_it, page, way, arrivals).result()
+    had = dict(enumerate(child.result() for child in children))
+    assert (found[0] if way in test_channel_precedence.SENDING else test_channel_precedence.went(had)) == [4, 3, 1, 2, 0]
+
+
 # -- supervisors come and go ----------------------------------------------------------------------------------------------
 
 
@@ -744,6 +766,57 @@ def test_the_next_supervisor_finds_messages_and_who_sends(domain: str, page: Pag
         assert queue_of(domain).get(timeout=PATIENT) == b"item"
         assert not kernel.poll()
         del kernel
+
+
+@pytest.mark.parametrize("what", ["message", "item"])
+def test_the_next_supervisor_kills_who_reads_or_works_for_too_long_and_others_get_it(
+    domain: str, page: Page, what: str
+) -> None:
+    first = Child(serve, domain, page, POLICY)
+    eventually(lambda: page[DONE] == 1)
+
+    def keep() -> None:
+        kernel, queue = channel_of(domain, privileged=True), queue_of(domain)
+        kernel.send_bytes(b"message")
+        queue.put_many([b"first", b"item"])
+        page[SPARE] = 1
+        while kernel and queue:
+            signal.pause()
+
+    def stay() -> None:
+        channel, queue = (open_it(domain, lease=SHORT, operations=["receive"]) for open_it in (channel_of, queue_of))
+        with queue.take() as item:  # the first time it needs one more contract
+            assert item == b"first"
+        block = channel.peek() if what == "message" else queue.take()
+        page[WORD] = 1
+        eventually(lambda: page[GO])
+        with block:
+            page[READY] = 1
+            while True:
+                signal.pause()
+
+    keeper = Child(keep)
+    eventually(lambda: page[SPARE])
+    holder = as_user(ERIN, stay)
+    eventually(lambda: page[WORD])
+    first.stop()  # so that what comes now is the matter of the next one
+    page[GO] = 1
+    eventually(lambda: page[READY])
+    holder.stop()  # so that it cannot present its contract
+    first.kill()
+
+    def look() -> tuple[bytes, int]:
+        if what == "message":
+            return receive(domain), 2
+        with (taken := queue_of(domain).take(timeout=PATIENT)) as item:
+            return item, taken.deliveries
+
+    with Supervisor(domain, POLICY) as supervisor:
+        assert "adopted" in kinds(supervisor)
+        assert as_user(BOB, look).result() == (what.encode(), 2)
+        assert holder.wait() == -signal.SIGKILL
+        assert "lease overrun" in reasons(supervisor, "killed")
+        keeper.kill()
 
 
 def test_what_nobody_living_may_receive_is_made_anew(domain: str, page: Page) -> None:

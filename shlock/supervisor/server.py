@@ -39,6 +39,7 @@ from .._arena import Arena
 from .._client import supervisor_pid
 from .._geometry import MOST_BYTES
 from .._machine import Made
+from .._memory import file_name
 from .._segment import Segment
 from .._sys import SHM_FOLDER, SYSTEM, crash_points
 from ..contract import CLASSES, HIGHEST_NUMBER, LONGEST_SECONDS, precedence_of
@@ -793,8 +794,9 @@ class Server:
     def _adopt_domain(self) -> None:
         """Take over what stands in the segments of the domain."""
         for arena in self.names.find() if self.is_of_machine else _named_arenas(self.domain):
-            if not self.is_of_machine:
-                self._arenas[arena.identity] = arena
+            if not self.is_of_machine and self._arenas.setdefault(arena.identity, arena) is not arena:
+                arena.segment.close()  # somebody has copied the file: nobody uses that memory
+                continue
             self._adopt(arena)
 
     def _adopted_terms(
@@ -844,7 +846,11 @@ class Server:
 
 
 def _named_arenas(domain: str) -> Iterator[Arena]:
-    """The segments of a domain, and those of its buffers."""
+    """The segments of a domain, and those of its buffers.
+
+    Not what has another name than it was made with.  Somebody may have copied a file: the copy has the identity of the segment
+    that the clients use, and whoever watched it instead would never see a hold.
+    """
     first = _names.segment_name(domain)
     chain = (_names.segment_name(domain, position) for position in itertools.count())
     buffers = (name for name in sorted(os.listdir(SHM_FOLDER)) if name.startswith(f"{first}="))
@@ -853,8 +859,13 @@ def _named_arenas(domain: str) -> Iterator[Arena]:
             try:
                 segment = Segment.attach(name)
                 if segment is not None:
-                    yield Arena.over(segment)
-                    continue
+                    arena = Arena.over(segment)
+                    own_file = None if arena.only_name is None else file_name(domain, arena.only_name)
+                    if own_file == (None if is_chain else name):
+                        yield arena
+                        continue
+                    segment.close()
+                    log.warning("a segment of domain %r is not adopted: %s was made with another name", domain, name)
             except (OSError, SegmentError) as error:
                 log.warning("a segment of domain %r cannot be adopted: %s", domain, error)
             if is_chain:
