@@ -174,7 +174,7 @@ class AsADeque(RuleBasedStateMachine):
             producer.take_back()
             if is_sent:
                 sent = int(length * keep)
-                producer.finish(place, sent, tag)
+                producer.finish(producer.view, place, sent, tag)
                 self.wanted.append((tag, body[:sent]))
             else:
                 self.is_clean = False
@@ -202,7 +202,7 @@ class AsADeque(RuleBasedStateMachine):
             assert (tag, view) == self.wanted[0]
             consumer.take_back()
             if is_taken:
-                consumer.finish(after)
+                consumer.finish(consumer.view, after)
                 self.wanted.popleft()
 
     @rule(end=ENDS_OF_RING, length=LENGTHS, label=st.sampled_from(LABELS[:3]))
