@@ -266,7 +266,8 @@ def clean(domain: str) -> None:
 
     def is_gone() -> bool:
         gc.collect()
-        return snapshot.clean(domain) is not None and not files_of(domain)
+        snapshot.clean(domain)
+        return not any(name.split("+")[0].split("=")[0] == _names.segment_name(domain) for name in os.listdir(SHM))
 
     try:
         eventually(is_gone, f"domain {domain} is removed")
