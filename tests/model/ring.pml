@@ -17,6 +17,9 @@
  * leave        (an exception at any step, or a deadline) S := IDLE; mark, look, wake one
  * wake         clear the mark; choose; NOTIFIED; post
  *
+ * Looking ahead (AHEAD).  With the bytes of a message those of the next one are copied.  The next get of the same process hands
+ * out that copy if nobody has moved HEAD since (here: nobody else was the last to; the number of messages is as good).
+ *
  * R1, R2  what is read at HEAD is the whole message of that number, and stays so until HEAD has moved
  * R4      no chunk is lost: nobody waits for room in an empty ring
  * R7      where nothing can happen any more, nobody sleeps beside a message or beside room
@@ -30,6 +33,9 @@
 #endif
 #ifndef CONSUMERS
 #define CONSUMERS 2
+#endif
+#ifndef AHEAD
+#define AHEAD 0             /* DATA: 1: consumers look ahead, and may leave with what a signal handler has raised */
 #endif
 #ifndef CHUNKS
 #define CHUNKS 3            /* DATA: one of them is where TAIL is; so many messages less one can wait */
@@ -75,6 +81,9 @@
 #define FINISH_UNLOCKED   19    /* a producer gives back what a consumer had, without the consumers' lock */
 #define FINISH_ALWAYS     20    /* ... also if HEAD has not moved */
 #define MARK_ONCE         21    /* a woken waiter that finds nothing does not mark the word again */
+#define AHEAD_UNCHECKED   22    /* a copy is handed out whoever has moved HEAD */
+#define AHEAD_EARLY       23    /* a copy counts before HEAD has moved past the message that it follows */
+#define AHEAD_BEYOND      24    /* what lies behind the last message is copied, too */
 #ifndef MUTATION
 #define MUTATION NONE
 #endif
@@ -112,6 +121,13 @@ byte table[CHUNKS], link[CHUNKS], bytes[CHUNKS];
 byte TAILn, TAILc, HEADn, HEADc;            /* numbers count modulo 4 */
 byte INTENTP = NOBODY, INTENTC = NOBODY, AFTERn;
 
+#if AHEAD
+byte last = NOBODY;                         /* who moved HEAD last */
+#define GOES_ON(me) (last == me)
+#else
+#define GOES_ON(me) 0
+#endif
+
 #define MESSAGE    (TAILn != HEADn)
 #define HAS(state) (table[0] == state || table[1] == state || (CHUNKS > 2 && table[2 % CHUNKS] == state))
 #define ROOM       HAS(FREE)
@@ -140,6 +156,8 @@ label: \
 
 proctype Thread(byte me) {
     byte c = NOBODY, before = NOBODY, tried;
+    byte copy = NOBODY;
+    bit kept, counts;
 
 act:
     if
@@ -189,10 +207,27 @@ get:
     if
     MAY_DIE
     :: atomic { !MESSAGE -> goto in_vain }
-    :: atomic { MESSAGE -> before = HEADc; c = link[HEADc] }
+    :: atomic { MESSAGE -> before = HEADc; c = link[HEADc];
+                if
+                :: counts && (GOES_ON(me) || IS(AHEAD_UNCHECKED)) -> assert(copy == HEADn); counts = 0; copy = NOBODY; goto had
+                :: else -> counts = 0; copy = NOBODY
+                fi }
     fi;
     STEP(if :: IS(HEAD_FIRST) :: else -> assert(bytes[c] == HEADn) fi);          /* R1 */
     STEP(if :: IS(HEAD_FIRST) :: else -> assert(bytes[c] == HEADn) fi);          /* R2 */
+#if AHEAD
+    if
+    MAY_DIE
+    :: atomic { GOES_ON(me) && (TAILn != (HEADn + 1) % 4 || IS(AHEAD_BEYOND)) ->
+                copy = bytes[link[c]]; kept = 1; counts = IS(AHEAD_EARLY) }
+    :: atomic { true }
+    fi;
+    if
+    :: atomic { true -> kept = 0; before = NOBODY; if :: counts :: else -> copy = NOBODY fi; goto released }     /* raised */
+    :: atomic { true }
+    fi;
+#endif
+had:
     if
     :: atomic { INTENTC != NOBODY -> skip }
     :: atomic { INTENTC == NOBODY -> goto step }
@@ -201,7 +236,11 @@ get:
 step:
     STEP(if :: IS(FREE_BEFORE_HEAD) -> table[before] = FREE :: else fi; AFTERn = (HEADn + 1) % 4);
     STEP(INTENTC = before);
+#if AHEAD
+    STEP(HEADn = AFTERn; HEADc = c; last = me; counts = kept; kept = 0);
+#else
     STEP(HEADn = AFTERn; HEADc = c);
+#endif
     STEP(if :: IS(FREE_BEFORE_HEAD) :: IS(FREE_BEFORE_CLOSED) -> table[before] = FREE :: else -> table[before] = LEFT fi);
     STEP(INTENTC = NOBODY);
     STEP(if :: table[before] == LEFT -> table[before] = FREE :: else fi);
