@@ -457,7 +457,7 @@ class _End:
             return RuntimeError(f"{self.text}: this process was forked in the middle of it. It is the parent's; begin anew.")
         is_older = self.way_in is not self.lock or error.__class__ is _Inside
         if not is_older and self.lock._words.is_mine():  # a signal came at the first step of the way out
-            self.lock.release()
+            self.lock.__exit__()  # which leaves that of another process alone
         if self.view[block.word] & at.PARKED:
             self.wake(block)
         return self.damaged("TAIL or HEAD points nowhere") if error.__class__ is IndexError else error
@@ -506,7 +506,7 @@ class Within:
                 raise TimeoutError(f"{self._end.text}: others were busy with it until the time was over")
         except BaseException:
             if lock._words.is_mine():
-                lock.release()
+                lock.__exit__()
             raise
 
 

@@ -8,6 +8,8 @@ not so (no bias, a long message, another process in between) goes the other way,
 The interpreter looks at signals, switches threads and forks when a call has returned.  Between B1 and B3 nothing is called, so
 that none of this is seen half-done; only the collector may run finalizers there, before anything has been stored.  What is
 raised comes from the body, or from words that were overwritten.
+
+W is looked at once, on the way out.  Before B2 nothing can be wrong with it: only who holds the lock of a ring releases it.
 """
 
 from __future__ import annotations
@@ -70,13 +72,10 @@ def make_put(end: Producer) -> Callable[..., bool]:
                     is_sent = True
                     if crash_points:
                         crash_points[0]("C31 TAIL stored")
-                if lowest[0] == mark:
-                    inside -= 1  # B2
-                    go_out()  # B3
-                    if lowest[0] != mark:  # B4
-                        finish(words)
-                else:
-                    end.lock.release()
+                inside -= 1  # B2
+                go_out()  # B3
+                if lowest[0] != mark:  # B4
+                    finish(words)
                 if is_sent:
                     if view[readable] & ATTENTION:
                         end.tell()
@@ -126,13 +125,10 @@ def make_get(end: Consumer) -> Callable[..., tuple[int, bytes | bytearray] | Non
                     end.ahead[index] = None
                     if crash_points:
                         crash_points[0]("C34 HEAD stored")
-                if lowest[0] == mark:
-                    inside -= 1  # B2
-                    go_out()  # B3
-                    if lowest[0] != mark:  # B4
-                        finish(words)
-                else:
-                    end.lock.release()
+                inside -= 1  # B2
+                go_out()  # B3
+                if lowest[0] != mark:  # B4
+                    finish(words)
                 if body is not None:
                     if view[writable] & at.PARKED and (end.most_messages != COUNT or end.is_empty()):
                         end.wake(end.writable_block)

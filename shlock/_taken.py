@@ -354,7 +354,7 @@ class Slots:
                     pass
             finally:
                 if consumer.lock._words.is_mine():  # a signal came at the first step of the way out
-                    consumer.lock.release()
+                    consumer.lock.__exit__()
         return slot.is_filled()
 
     def _candidates(self) -> list[int]:
@@ -401,7 +401,7 @@ class Slots:
                     view[self.kept] = 0  # T5
             finally:
                 if lock._words.is_mine():
-                    lock.release()
+                    lock.__exit__()
         return False
 
     def _tidy_up(self) -> None:

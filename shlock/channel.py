@@ -379,7 +379,7 @@ class _InPlace:
             self._is_over = True
             if self._process is _process.current:
                 end.way_in = end.lock
-                end.lock.__exit__()  # which leaves a hold of another process alone
+                end.lock.__exit__()
         if self._is_done:
             try:
                 end.tell()
@@ -394,7 +394,7 @@ class _InPlace:
             if end.lent is not None:
                 end.take_back()
             lock = end.way_in = end.lock
-            lock.release()
+            lock.__exit__()  # which leaves that of another process alone
 
     def _choose(self) -> Any:
         """The end of the ring."""
