@@ -34,10 +34,10 @@ class Lender:
 
     def lend(self, first: int, length: int, *, read_only: bool = False) -> memoryview:
         """A view of some bytes of the mapping.  Nobody else has one until it was given to ``end``."""
-        self._first, self._length, mapping = first, length, self.mapping
-        self._before = sys.getrefcount(mapping) - 1  # of the variable
+        self._first, self._length = first, length
+        self._before = sys.getrefcount(self.mapping)
         # A memoryview of its own: every slice and cast of it holds a reference to the mapping, and so can be counted.
-        view = memoryview(mapping)[first : first + length]
+        view = memoryview(self.mapping)[first : first + length]
         return view.toreadonly() if read_only else view
 
     def end(self, view: memoryview) -> bool:

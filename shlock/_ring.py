@@ -249,6 +249,7 @@ class _End:
         """In a forked child: what its parent was doing is not the child's, neither the view nor the words."""
         view, self.view = self.view, self.arena.words.view[:]
         view.release()
+        self.way_in = self.lock
         self.take_back()
 
     # -- chunks ---------------------------------------------------------------------------------------------------------
@@ -456,10 +457,12 @@ class _End:
         if process is not _process.current:
             return RuntimeError(f"{self.text}: this process was forked in the middle of it. It is the parent's; begin anew.")
         is_older = self.way_in is not self.lock or error.__class__ is _Inside
-        if not is_older and self.lock._words.is_mine():  # a signal came at the first step of the way out
-            self.lock.__exit__()  # which leaves that of another process alone
-        if self.view[block.word] & at.PARKED:
-            self.wake(block)
+        try:
+            if not is_older and self.lock._words.is_mine():  # a signal came at the first step of the way out
+                self.lock.__exit__()  # unlike release() it does nothing in a child that was forked since
+        finally:
+            if self.view[block.word] & at.PARKED:
+                self.wake(block)
         return self.damaged("TAIL or HEAD points nowhere") if error.__class__ is IndexError else error
 
 
@@ -591,8 +594,8 @@ class Producer(_End):
         #: Called when several chunks are waiting and nobody has taken any of their messages since the last one was begun.
         self.look_for_the_dead: Callable[[], None] | None = None
         self._head_seen = -1
-        #: What TAIL was after the latest put() of this process, its place in bytes, and up to where messages may begin there,
-        #: less their length.  The length of one message, how many bytes it takes, and how far TAIL moves by it.
+        #: What TAIL was after some put() of this object, its place in bytes, and up to where messages may begin there, less
+        #: their length: of use only while TAIL is that.  The length of one message, its bytes in all, how far TAIL moves by it.
         self.tail_left = self.last_length = -1
         self.place_left = self.limit = self.last_size = self.last_step = 0
         self.put = self.put_anyhow if IS_WEAK or terms is not None else make_put(self)
@@ -627,8 +630,8 @@ class Producer(_End):
                     fence()
                 view[self.tail] = after = tail + (length + STEP >> 3) & WORD_MASK  # R1
                 if length <= self.room and self.most_messages == COUNT and after >> COUNT_SHIFT < COUNT - self.chunk:
-                    self.tail_left, self.place_left = after, start + length + 7 & ~7
-                    self.limit = (place & ~self.mask) + self.room
+                    self.limit, self.place_left = (place & ~self.mask) + self.room, start + length + 7 & ~7
+                    self.tail_left = after
                 if crash_points:
                     crash_points[0]("C31 TAIL stored")
             if IS_WEAK:
@@ -864,27 +867,32 @@ class Producer(_End):
         if not self.is_something_left():
             return False
         words = owned_words(self._consumers, [self._consumers.word])
+        if words.is_mine():
+            return False  # this thread is there already, and we are its signal handler
         try:
             if not words.acquire(False, None, repair=True):
                 return False
             self.finish_giving_back()
         finally:
             if words.is_mine():
-                words.release()
+                words.release(leaving=True)
         return True
 
     # -- in place -----------------------------------------------------------------------------------------------------
 
-    def begin(self, length: int) -> tuple[int, int, memoryview] | None:
-        """Under the lock: TAIL, the place of the next message, and a view of its bytes; None if there is no room."""
-        tail = self.view[self.tail]
+    def begin(self, view: memoryview, length: int) -> tuple[int, int, memoryview] | None:
+        """Under the lock: TAIL, the place of the next message, and a view of its bytes; None if there is no room.
+
+        view  the words, looked up before whatever may have forked a child: there it is released, and this ends with ValueError
+        """
+        tail = view[self.tail]
         place = self._find_place(tail, length)
         return None if place < 0 else (tail, place, self.lend(place, length))
 
     def finish(self, view: memoryview, place: int, length: int, tag: int = 0) -> None:
         """Under the lock: send the message whose bytes are in place.  It may be shorter than ``begin`` was told.
 
-        view  the words, looked up before whatever may have forked a child: there it is released, and this ends with ValueError
+        view  as for ``begin``
         """
         chunk, intent, tail = self.chunk, view[self.intent], view[self.tail]
         self.words[place >> 3] = length | tag << TAG_SHIFT
@@ -938,7 +946,7 @@ class Consumer(_End):
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
         super().__init__(memory, control, CONSUMERS, geometry, name, terms, "receive")
-        #: What HEAD was after the latest get() of this process, and TAIL at some time before.  While HEAD is that one, there
+        #: What HEAD was after some get() of this object, and TAIL at some time before.  While HEAD is that one, there
         #: are messages up to that TAIL.  Not to look at TAIL leaves it, and the lock beside it, in the producers' cache.
         self.head_left = self._tail_seen = -1
         #: Bodies of the messages that follow HEAD while it is that one, the first one last: they are alike, and were copied
@@ -1122,10 +1130,10 @@ class Consumer(_End):
 
     # -- in place -----------------------------------------------------------------------------------------------------
 
-    def begin(self) -> tuple[int, int, int, memoryview] | None:
+    def begin(self, view: memoryview) -> tuple[int, int, int, memoryview] | None:
         """Under the lock: HEAD, HEAD behind the next message, its tag, and a view of its bytes; None if there is none."""
-        head = self.view[self.head]
-        if self.view[self.tail] == head:
+        head = view[self.head]
+        if view[self.tail] == head:
             return None
         if IS_WEAK:
             fence()

@@ -7,9 +7,12 @@ not so (no bias, a long message, another process in between) goes the other way,
 
 The interpreter looks at signals, switches threads and forks when a call has returned.  Between B1 and B3 nothing is called, so
 that none of this is seen half-done; only the collector may run finalizers there, before anything has been stored.  What is
-raised comes from the body, or from words that were overwritten.
+raised there comes from the body, or from words that were overwritten.
 
-W is looked at once, on the way out.  Before B2 nothing can be wrong with it: only who holds the lock of a ring releases it.
+W is looked at once, on the way out.  Before B2 nothing can be wrong with it: a ring's lock is released only by a thread that
+has just seen that it is its own, and as at the end of a ``with``, which does nothing in a child that was forked in between.
+
+With a lock that waits until a deadline the door is tried first all the same: that waits for nobody, and looks at no clock.
 """
 
 from __future__ import annotations
@@ -67,8 +70,9 @@ def make_put(end: Producer) -> Callable[..., bool]:
                         crash_points[0]("C30 bytes written")
                     if length != end.last_length:
                         end.last_length, end.last_size, end.last_step = length, length + 15 & ~7, length + STEP >> 3
-                    view[tail_place] = end.tail_left = tail + end.last_step  # R1
-                    end.place_left = place + end.last_size
+                    after, left = tail + end.last_step, place + end.last_size
+                    view[tail_place] = end.tail_left = after  # R1
+                    end.place_left = left
                     is_sent = True
                     if crash_points:
                         crash_points[0]("C31 TAIL stored")
@@ -120,8 +124,8 @@ def make_get(end: Consumer) -> Callable[..., tuple[int, bytes | bytearray] | Non
                     tag, body = end.ahead_tag, end.ahead[index]
                     if crash_points:
                         crash_points[0]("C33 bytes read")
-                    end.ahead_index = index - 1
                     view[head_place] = end.head_left = head + end.ahead_step  # R2
+                    end.ahead_index = index - 1
                     end.ahead[index] = None
                     if crash_points:
                         crash_points[0]("C34 HEAD stored")

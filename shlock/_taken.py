@@ -252,7 +252,7 @@ class Slots:
         consumer, process = self.consumer, _process.current
         view = consumer.view  # useless in a child that is forked meanwhile
         try:
-            got = consumer.begin()
+            got = consumer.begin(view)
             if got is None:
                 raise consumer.damaged("TAIL was moved while nobody put anything")
             _, after, tag, content = got
@@ -349,6 +349,8 @@ class Slots:
     def _is_returned(self, slot: Slot, deadline: float | None) -> bool:
         if self.view[self.taking] == slot.index + 1:
             consumer = self.consumer
+            if consumer.lock._words.is_mine():
+                return False  # we are a signal handler of this thread, which is putting it there
             try:
                 with within(consumer, deadline) or consumer.lock:  # its heir decides
                     pass
@@ -394,7 +396,7 @@ class Slots:
         self._tidy_up()
         if self._candidates():
             view[self.returned] = 1
-        elif not self._is_any_filled():
+        elif not self._is_any_filled() and not self.consumer.lock._words.is_mine():  # else we are its thread's signal handler
             lock = self.consumer.lock
             try:
                 if lock.acquire(False) and not self._is_any_filled():

@@ -322,9 +322,12 @@ class _InPlace:
                     Within(end, deadline).__enter__()
                 elif not words.has_door.cell_contents or words.inside.cell_contents or not end.lock.acquire(False):
                     end.inside.__enter__()
+                words_view = end.view  # useless in a child that is forked meanwhile
                 self._process = _process.current
                 end.way_in = end.inside
-                view = self._begin()
+                view = self._begin(words_view)
+                if self._process is not _process.current:
+                    raise ValueError("it is the parent's")
                 if view is not None:
                     return view
                 self._leave()
@@ -332,6 +335,8 @@ class _InPlace:
         except BaseException as error:
             self._leave()
             end.pass_on()
+            if error.__class__ is ValueError and self._process not in (None, _process.current):
+                raise end.failed(end.readable_block, error, self._process) from None
             if error.__class__ is IndexError:
                 raise end.damaged("TAIL or HEAD points nowhere") from None
             raise
@@ -345,8 +350,8 @@ class _InPlace:
                 self._finish(kind is not None)
                 break
             except BaseException as error:
-                if error.__class__ is ValueError and self._process is not _process.current:
-                    return  # of a view of the words that is the parent's
+                if self._process is not _process.current and error.__class__ in (ValueError, _process.Forked):
+                    break  # of words that are the parent's
                 tries += 1
                 if tries > _process.MOST_INTERRUPTIONS:  # it isn't a signal handler, then
                     if self._is_over:
@@ -355,7 +360,7 @@ class _InPlace:
                 interruption = error
         if interruption is not None:
             raise interruption
-        if self._error is not None:
+        if self._error is not None and self._process is _process.current:
             raise self._error
 
     def _finish(self, failed: bool) -> None:
@@ -394,7 +399,7 @@ class _InPlace:
             if end.lent is not None:
                 end.take_back()
             lock = end.way_in = end.lock
-            lock.__exit__()  # which leaves that of another process alone
+            lock.__exit__()  # unlike release() it does nothing in a child that was forked since
 
     def _choose(self) -> Any:
         """The end of the ring."""
@@ -404,8 +409,8 @@ class _InPlace:
         """TAIL or HEAD, which only who is inside changes."""
         raise NotImplementedError
 
-    def _begin(self) -> memoryview | None:
-        """Note TAIL or HEAD, and the view; None if there is no room, or no message."""
+    def _begin(self, view: memoryview) -> memoryview | None:
+        """Note TAIL or HEAD; a view of the message, or None if there is no room, or none there.  ``view``: the words."""
         raise NotImplementedError
 
     def _wait(self, deadline: float | None) -> None:
@@ -430,12 +435,12 @@ class Reservation(_InPlace):
     def _choose(self) -> Any:
         return self._messages._out
 
-    def _begin(self) -> memoryview | None:
-        got: tuple[int, int, memoryview] | None = self._end.begin(self._size)
+    def _begin(self, view: memoryview) -> memoryview | None:
+        got: tuple[int, int, memoryview] | None = self._end.begin(view, self._size)
         if got is None:
             return None
-        self._before, self._start, view = got
-        return view
+        self._before, self._start, lent = got
+        return lent
 
     def _wait(self, deadline: float | None) -> None:
         if not self._end.wait_for_room(self._size, deadline, self._messages._reader_is_gone):
@@ -459,12 +464,12 @@ class Peek(_InPlace):
     def _choose(self) -> Any:
         return self._messages._in
 
-    def _begin(self) -> memoryview | None:
-        got: tuple[int, int, int, memoryview] | None = self._end.begin()
+    def _begin(self, view: memoryview) -> memoryview | None:
+        got: tuple[int, int, int, memoryview] | None = self._end.begin(view)
         if got is None:
             return None
-        self._before, self._after, _, view = got
-        return view
+        self._before, self._after, _, lent = got
+        return lent
 
     def _wait(self, deadline: float | None) -> None:
         self._messages._wait_for_message(self._end, deadline, self._timeout)

@@ -166,7 +166,7 @@ class AsADeque(RuleBasedStateMachine):
         producer = self.producers[end]
         tag, body = self.new(length)
         with producer.lock:
-            got = producer.begin(length)
+            got = producer.begin(producer.view, length)
             if got is None:
                 return
             _, place, view = got
@@ -194,7 +194,7 @@ class AsADeque(RuleBasedStateMachine):
     def peek(self, end: int, is_taken: bool) -> None:
         consumer = self.consumers[end]
         with consumer.lock:
-            got = consumer.begin()
+            got = consumer.begin(consumer.view)
             if got is None:
                 assert not self.wanted
                 return

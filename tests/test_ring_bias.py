@@ -24,7 +24,7 @@ from support import PATIENCE, Child, DieAtLabel, Page, eventually, watch_steps
 from test_signals import Interruption, Trial, interrupt_everywhere
 
 import shlock
-from shlock import _bias, _process, _ring, _ring_door, _sys, channel
+from shlock import _bias, _owned, _process, _ring, _ring_door, _sys, channel
 from shlock import _layout as at
 from shlock._parking import POLL_INTERVAL
 
@@ -708,7 +708,7 @@ def test_nothing_is_copied_ahead_by_who_does_not_go_in_by_the_door(reason: str, 
 
 
 @pytest.mark.parametrize("is_biased", [False, True])
-@pytest.mark.parametrize("where", ["before it is done", "done", "the lock is given back"])
+@pytest.mark.parametrize("where", ["when it is asked", "before it is done", "done", "the lock is given back"])
 @pytest.mark.parametrize("way", ["reserve", "peek"])
 def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parents_name(
     way: str, where: str, is_biased: bool, monkeypatch: pytest.MonkeyPatch
@@ -738,6 +738,14 @@ def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parent
             children.append(0)
             eventually(lambda: page[GO])
 
+    def asked(words: Any, answer: bool) -> bool:
+        if answer and words is end.lock._words and sys._getframe(2).f_code.co_name == "_finish":
+            monkeypatch.undo()
+            fork()
+            return os.getpid() == parent
+        return answer
+
+    parent = os.getpid()
     if where == "done":
         _sys.crash_points[:] = [lambda label: fork() if label in (SENT, GONE) else None]
     else:
@@ -745,9 +753,11 @@ def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parent
         act, leave = kind._act, end.lock.__exit__
         if where == "before it is done":
             monkeypatch.setattr(kind, "_act", lambda self, view: (fork(), act(self, view)))
+        elif where == "when it is asked":
+            is_mine = _owned.OwnedWords.is_mine
+            monkeypatch.setattr(_owned.OwnedWords, "is_mine", lambda self: asked(self, is_mine(self)))
         else:
             end.lock.__exit__ = lambda *arguments: (fork(), leave(*arguments))
-    parent = os.getpid()
     try:
         if way == "reserve":
             with near.reserve(3) as view:
@@ -771,6 +781,69 @@ def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parent
         assert end.lock._words.is_mine()
     assert [far.recv_bytes() for _ in range(near._out.waiting())] == list(expected)
     assert not end.lock.locked()
+
+
+@pytest.mark.parametrize("way", ["reserve", "peek"])
+def test_a_child_that_is_forked_at_the_beginning_of_a_block_is_told_that_it_is_the_parents(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, children = shlock.Channel(size=1 << 18), list[int]()
+    far = near.other_end()
+    near.send_bytes(b"there")
+    kind = channel.Reservation if way == "reserve" else channel.Peek
+    begin, parent = kind._begin, os.getpid()
+
+    def fork(self: Any, words: memoryview) -> memoryview | None:
+        children.append(os.fork())
+        if children[0]:
+            assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        return begin(self, words)
+
+    monkeypatch.setattr(kind, "_begin", fork)
+    block = near.reserve(5) if way == "reserve" else far.peek()
+    try:
+        with block as view:
+            assert os.getpid() == parent
+            if way == "reserve":
+                view[:] = b"right"
+            else:
+                assert view == b"there"
+    except RuntimeError as error:
+        os._exit(0 if os.getpid() != parent and "forked" in str(error) else 1)
+    finally:
+        if os.getpid() != parent:
+            os._exit(2)
+    assert [far.recv_bytes() for _ in range(near._out.waiting())] == ([b"there", b"right"] if way == "reserve" else [])
+
+
+def test_a_child_that_is_forked_inside_a_block_sends_as_ever() -> None:
+    near = shlock.Channel(size=1 << 18)
+    with near.reserve(1):
+        child = Child(lambda: near._out.way_in is near._out.lock)
+    assert child.result() is True
+
+
+def test_who_looks_for_the_dead_gives_back_nothing_that_its_thread_has() -> None:
+    """As a signal handler that takes or puts while its thread is inside."""
+    queue = shlock.Queue()
+    queue.put(1)
+    lock, slots = queue._in.lock, queue._slots
+    assert slots is not None
+    view = queue._in.view
+    with lock:
+        view[slots.kept] = 1
+        slots.look_for_the_dead()
+        assert lock._words.is_mine()
+        view[slots.taking] = 1
+        assert not slots._is_returned(slots.slot(0), None)
+        assert lock._words.is_mine()
+        view[slots.taking] = 0
+        view[queue._out._their_intent] = 1
+        assert not queue._out._finish_for_the_dead()
+        assert lock._words.is_mine()
+        view[queue._out._their_intent] = 0
+    assert not lock.locked()
+    assert queue.get() == 1
 
 
 def test_a_message_that_was_handed_out_is_not_kept() -> None:
