@@ -783,9 +783,10 @@ def test_a_child_that_is_forked_at_the_end_of_a_block_does_nothing_in_its_parent
     assert not end.lock.locked()
 
 
+@pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("way", ["reserve", "peek"])
 def test_a_child_that_is_forked_at_the_beginning_of_a_block_is_told_that_it_is_the_parents(
-    way: str, monkeypatch: pytest.MonkeyPatch
+    way: str, is_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, children = shlock.Channel(size=1 << 18), list[int]()
     far = near.other_end()
@@ -794,10 +795,11 @@ def test_a_child_that_is_forked_at_the_beginning_of_a_block_is_told_that_it_is_t
     begin, parent = kind._begin, os.getpid()
 
     def fork(self: Any, words: memoryview) -> memoryview | None:
+        view: memoryview | None = begin(self, words) if is_late else None
         children.append(os.fork())
         if children[0]:
             assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
-        return begin(self, words)
+        return view if is_late else begin(self, words)
 
     monkeypatch.setattr(kind, "_begin", fork)
     block = near.reserve(5) if way == "reserve" else far.peek()
