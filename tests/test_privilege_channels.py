@@ -1013,7 +1013,7 @@ def test_a_time_limit_holds_although_somebody_goes_on_changing_words(
         monkeypatch.setattr(_ring, "OVERTIME", 0.05)
         monkeypatch.setattr(_ring.Producer, "has_room", lambda self, length: True)
         monkeypatch.setattr(_ring.Consumer, "is_empty", lambda self: False)
-        monkeypatch.setattr(_ring.Consumer, "begin", lambda self: None)
+        monkeypatch.setattr(_ring.Consumer, "begin", lambda self, view: None)
         channel, queue = channel_of(domain), queue_of(domain, size=SIZE)
         for use in (
             lambda: channel.recv_bytes(timeout=0.05),
