@@ -152,10 +152,10 @@ class _End:
 
     # In an object with more than 30 attributes and no slots, the interpreter takes three times as long to find each.
     __slots__ = (
-        "__weakref__", "_busy", "_doubts", "_known", "_mapped", "_nothing", "_their_intent", "_writable_data", "arena",
-        "chunk", "data", "geometry", "head", "inside", "intent", "is_allowed", "lender", "lent", "lock", "looks", "mapping",
-        "mask", "memory", "most_at_once", "most_messages", "parking", "readable", "readable_block", "room", "table", "tail",
-        "text", "view", "way_in", "words", "writable", "writable_block",
+        "__weakref__", "_busy", "_doubts", "_known", "_mapped", "_may_go_by_door", "_nothing", "_their_intent",
+        "_writable_data", "arena", "chunk", "data", "geometry", "head", "inside", "intent", "is_allowed", "lender", "lent",
+        "lock", "looks", "mapping", "mask", "memory", "most_at_once", "most_messages", "parking", "readable",
+        "readable_block", "room", "table", "tail", "text", "view", "way_in", "words", "writable", "writable_block",
     )  # fmt: skip
 
     def __init__(
@@ -164,6 +164,7 @@ class _End:
         """``which`` of the control blocks has the lock of this end; ``needs``: what the contract must allow to use it."""
         arena = memory.arena
         self.is_allowed = terms is None or needs in terms.operations
+        self._may_go_by_door = not IS_WEAK and terms is None  # as in ``_ring_door``, which has no fences and no lease
         self.memory = memory
         self.arena = arena
         self.geometry = geometry
@@ -598,7 +599,7 @@ class Producer(_End):
         #: their length: of use only while TAIL is that.  The length of one message, its bytes in all, how far TAIL moves by it.
         self.tail_left = self.last_length = -1
         self.place_left = self.limit = self.last_size = self.last_step = 0
-        self.put = self.put_anyhow if IS_WEAK or terms is not None else make_put(self)
+        self.put = make_put(self) if self._may_go_by_door else self.put_anyhow
 
     # -- putting ------------------------------------------------------------------------------------------------------
 
@@ -941,7 +942,7 @@ class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
     __slots__ = (
-        "_has_quick_get", "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left",
+        "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left",
     )  # fmt: skip
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
@@ -955,8 +956,7 @@ class Consumer(_End):
         self.ahead_index = -1
         self.ahead_step = self.ahead_tag = 0
         self.intent = memory.control(control + CONSUMERS).start + at.BLOCK_INTENT
-        self._has_quick_get = not IS_WEAK and terms is None
-        self.get = make_get(self) if self._has_quick_get else self.get_anyhow
+        self.get = make_get(self) if self._may_go_by_door else self.get_anyhow
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -1010,7 +1010,7 @@ class Consumer(_End):
 
     def _goes_on_by_door(self) -> bool:
         """Under the lock: whether ``get`` is that of ``_ring_door``, and may get in that way next time."""
-        return self._has_quick_get and bool(self.lock._words.inside.cell_contents)
+        return self._may_go_by_door and bool(self.lock._words.inside.cell_contents)
 
     def _look_ahead(self, head: int, word: int) -> tuple[bytes, int]:
         """Under the lock: the next message, whose header this is; and ``ahead_index`` for when HEAD has been moved past it.

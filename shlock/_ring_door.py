@@ -12,6 +12,9 @@ raised there comes from the body, or from words that were overwritten.
 W is looked at once, on the way out.  Before B2 nothing can be wrong with it: a ring's lock is released only by a thread that
 has just seen that it is its own, and as at the end of a ``with``, which does nothing in a child that was forked in between.
 
+The steps on the way in and out, and those after an exception, stand in both functions, as in ``_biased_path``: a call of
+common ones could be interrupted, or forked, before it begins.
+
 With a lock that waits until a deadline the door is tried first all the same: that waits for nobody, and looks at no clock.
 """
 
