@@ -28,9 +28,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice, repeat
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .crew import FORK, Board, CellFailed, Crew, describe
+from .distance import there_and_back
 from .peers import Scratch, missing, version_of
 from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
 from .rounds import Series, turns
@@ -399,6 +401,7 @@ def _siblings(processor: int) -> str:
 
 UNPINNED, PINNED = "unpinned", "pinned"
 Cells = dict[tuple[int, str], dict[str, Series]]
+Distances = dict[tuple[int, str], list[float]]  # before and after the rounds of each cell
 
 
 def run(quick: bool, scratch: Scratch) -> Findings:
@@ -412,10 +415,12 @@ def run(quick: bool, scratch: Scratch) -> Findings:
     elif cores:
         places[PINNED] = cores
     cells: Cells = {}
+    distances: Distances = {}
     for size in SIZES_QUICK if quick else SIZES:
         messages = [random.Random(number).randbytes(size) for number in range(DIFFERENT)]
         for place, pair in places.items():
             series = cells[size, place] = {name: Series() for name in names}
+            found = distances[size, place] = _distance(cores)
             for index, name in turns(names, ROUNDS_QUICK if quick else ROUNDS):
                 one = series[name]
                 if one.failure:
@@ -425,14 +430,26 @@ def run(quick: bool, scratch: Scratch) -> Findings:
                     one.values[index] = measure(BY_NAME[name], messages, pair, window_ns)
                 except CellFailed as failure:
                     one.failure = str(failure)
-    return _findings(names, cells, list(places), absent, [remark] if remark else [])
+            found += _distance(cores)
+    return _findings(names, cells, distances, list(places), absent, [remark] if remark else [])
+
+
+def _distance(cores: tuple[int, int] | None) -> list[float]:
+    if cores is None:
+        return []
+    try:
+        return [there_and_back(cores)]
+    except CellFailed:
+        return []
 
 
 def size_text(size: int) -> str:
     return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB" if size >= KIB else f"{size} B"
 
 
-def _findings(names: list[str], cells: Cells, places: list[str], absent: dict[str, str], remarks: list[str]) -> Findings:
+def _findings(
+    names: list[str], cells: Cells, distances: Distances, places: list[str], absent: dict[str, str], remarks: list[str]
+) -> Findings:
     sizes = list(dict.fromkeys(size for size, _ in cells))
     overview = [[name, *(ratio(_over_pipe(cells[size, UNPINNED], name)) for size in sizes)] for name in names]
     failures = {
@@ -443,6 +460,7 @@ def _findings(names: list[str], cells: Cells, places: list[str], absent: dict[st
     notes = [
         "messages per second over multiprocessing.Pipe's in the same rounds, unpinned; larger is better",
         f"batches are of {BATCH} messages, and of {MOST_BYTES_OF_BATCH // MIB} MiB at most",
+        *_distance_notes(distances),
         *remarks,
         *failure_notes(failures),
         *missing_notes(absent),
@@ -466,8 +484,19 @@ def _findings(names: list[str], cells: Cells, places: list[str], absent: dict[st
         for (size, place), series in cells.items()
     }
     versions = {one.module: version_of(one.module) for one in CONTESTANTS if one.module and "." not in one.module}
-    facts = {"unit": "messages per second", "sizes": sizes, "versions": versions, "missing": absent}
+    apart = {f"{size_text(size)}, {place}": found for (size, place), found in distances.items()}
+    facts = {"unit": "messages per second", "sizes": sizes, "versions": versions, "missing": absent, "ns there and back": apart}
     return Findings(tables, {**facts, "cells": data})
+
+
+def _distance_notes(distances: Distances) -> list[str]:
+    taken = sorted(ns for found in distances.values() for ns in found)
+    if not taken:
+        return []
+    return [
+        f"a word from one processor to the other and back: {number(median(taken))} ns, in several tries "
+        f"{number(taken[0])} to {number(taken[-1])}"
+    ]
 
 
 def _over_pipe(series: dict[str, Series], name: str) -> Any:

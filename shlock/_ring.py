@@ -100,6 +100,7 @@ from ._memory import Memory
 from ._owned import IGNORE
 from ._parking import Spot, parking_of
 from ._pickling import Part
+from ._piling import SLOWEST_COPY, Piling
 from ._ring_door import make_get, make_put
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
@@ -143,8 +144,6 @@ FEWEST_LOOKS: Final = 10
 #: where both ends run on the same processor, up to so many times.
 LONGEST_COPY: Final = 300_000
 MOST_DOUBTS: Final = 5
-#: Bytes that are copied in a ns at least: who waits for memory looks for longer, if its message is that long.
-SLOWEST_COPY: Final = 3
 
 
 class _End:
@@ -152,10 +151,11 @@ class _End:
 
     # In an object with more than 30 attributes and no slots, the interpreter takes three times as long to find each.
     __slots__ = (
-        "__weakref__", "_busy", "_doubts", "_known", "_mapped", "_may_go_by_door", "_nothing", "_their_intent",
-        "_writable_data", "arena", "chunk", "data", "geometry", "head", "inside", "intent", "is_allowed", "lender", "lent",
-        "lock", "looks", "mapping", "mask", "memory", "most_at_once", "most_messages", "parking", "readable",
-        "readable_block", "room", "table", "tail", "text", "view", "way_in", "words", "writable", "writable_block",
+        "__weakref__", "_busy", "_doubts", "_is_short", "_known", "_mapped", "_may_go_by_door", "_most", "_nothing",
+        "_their_intent", "_writable_data", "arena", "chunk", "data", "geometry", "head", "inside", "intent", "is_allowed",
+        "lender", "lent", "lock", "looks", "mapping", "mask", "memory", "most_at_once", "most_messages", "parking",
+        "readable", "readable_block", "room", "table", "tail", "text", "view", "way_in", "words", "writable",
+        "writable_block",
     )  # fmt: skip
 
     def __init__(
@@ -183,6 +183,7 @@ class _End:
         self.room = geometry.chunk - OVERHEAD  # the longest message at the beginning of a chunk
         self.table = memoryview(memory.map(geometry.first, geometry.table))[: geometry.chunks]
         self._known, self._nothing = 0, b""  # how much of the table was ever in use, and what there is behind that
+        self._is_short, self._most = geometry.chunks <= SHORT_TABLE, geometry.most
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
         self._doubts = 0  # how often looking for longer was in vain, less how often it was not
@@ -404,7 +405,7 @@ class _End:
         """
         for _ in range(self.looks if CORES > 1 else 1):
             if condition():
-                self.looks = min(MOST_LOOKS, self.looks + 10)
+                self._came_soon()
                 return True
         self.looks = max(FEWEST_LOOKS, self.looks - 5)
         if deadline is not None and SYSTEM.monotonic() >= deadline:
@@ -431,10 +432,15 @@ class _End:
         end = SYSTEM.monotonic_ns() + (max(LONGEST_COPY, length // SLOWEST_COPY) >> self._doubts)
         while SYSTEM.monotonic_ns() < end:
             if condition():
-                self._doubts = max(0, self._doubts - 1)
+                self._came_soon()
                 return True
         self._doubts = min(MOST_DOUBTS, self._doubts + 1)
         return False
+
+    def _came_soon(self) -> None:
+        """While this thread looked: so both ends are at work at the same time, and it is worth it."""
+        self.looks = min(MOST_LOOKS, self.looks + 10)
+        self._doubts = max(0, self._doubts - 1)
 
     def wake(self, block: Block, most: int = 1) -> None:
         """Have one that waits at this word look again, or several."""
@@ -779,18 +785,18 @@ class Producer(_End):
         if (place & self.mask) + length <= self.room:
             return place
         intent = view[self.intent]
-        if not 0 <= place - (intent >> COUNT_SHIFT) * chunk < (intent & PLACE) * chunk:
+        if not 0 <= place // chunk - (intent >> COUNT_SHIFT) < intent & PLACE:
             self._undo_intent()
-        run = -(-(length + OVERHEAD) // chunk)
-        states = self.states()
+        run = (length + OVERHEAD + self.mask) // chunk
+        states = self.table.tobytes() if self._is_short else self.states()
         used = states.count(_USED_BYTE)
-        if self.look_for_the_dead is not None and used > run:
+        if used > run and self.look_for_the_dead is not None:
             head = view[self.head]
             if head == self._head_seen:
                 self.look_for_the_dead()
             self._head_seen = head
         first = -1
-        if used + run <= self.geometry.most:
+        if used + run <= self._most:
             first = states.find(_FREE_BYTE * run) if run > 1 else self._run_with_memory(states, 1)
         has_memory = first >= 0  # and keeps it: what is FREE stays so until a producer takes it
         if first < 0:
@@ -799,21 +805,22 @@ class Producer(_End):
                 first = self._find_run(run)
             if first < 0:
                 return -1
+        end = first + run
         view[self.intent] = first << COUNT_SHIFT | run
-        if has_memory or _NO_MEMORY_BYTE not in self.table[first : first + run].tobytes():
-            self.table[first : first + run] = _USED_BYTE * run
+        if has_memory or _NO_MEMORY_BYTE not in self.table[first:end].tobytes():
+            self.table[first:end] = _USED_BYTE * run
         else:
-            for index in range(first, first + run):
+            for index in range(first, end):
                 if self.table[index] == NO_MEMORY:
                     self.memory.reserve(self.geometry.first + self.geometry.table + index * chunk, chunk)  # R5
                 self.table[index] = USED
-        end = (first + run) * chunk
-        if end > self._mapped:
-            self.map_up_to(end)
-        self.words[place >> 3] = LINK | first * chunk >> 3  # R3
+        if end * chunk > self._mapped:
+            self.map_up_to(end * chunk)
+        first *= chunk
+        self.words[place >> 3] = LINK | first >> 3  # R3
         if crash_points:
             crash_points[0]("C32 chunks taken, link written")
-        return first * chunk
+        return first
 
     def _find_run(self, run: int) -> int:
         """The first of so many chunks in a row that are not in use; -1 if there are none, or too many are in use."""
@@ -942,7 +949,7 @@ class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
     __slots__ = (
-        "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left",
+        "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left", "piling",
     )  # fmt: skip
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
@@ -950,6 +957,7 @@ class Consumer(_End):
         #: What HEAD was after some get() of this object, and TAIL at some time before.  While HEAD is that one, there
         #: are messages up to that TAIL.  Not to look at TAIL leaves it, and the lock beside it, in the producers' cache.
         self.head_left = self._tail_seen = -1
+        self.piling = Piling(self)
         #: Bodies of the messages that follow HEAD while it is that one, the first one last: they are alike, and were copied
         #: together (``_look_ahead``).  Index of the next; how far HEAD moves by each; their tag.
         self.ahead: list[Any] = []
@@ -1102,7 +1110,20 @@ class Consumer(_End):
 
     def wait_for_message(self, deadline: float | None, is_over: Callable[[], bool] | None = None) -> bool:
         """Block until there may be a message."""
-        return self.wait_until(self.readable_block, lambda: not self.is_empty(), deadline, is_over)
+        has_come = self.wait_until(self.readable_block, lambda: not self.is_empty(), deadline, is_over)
+        if has_come:
+            self.piling.after_waiting()
+        return has_come
+
+    def next_length(self) -> int:
+        """Bytes of the next message, without the lock: a guess.  0 if it is not mapped yet."""
+        place = (self.view[self.head] & PLACE) << 3
+        for _ in range(2):
+            word = self.words[place >> 3] if place < self._mapped else 0
+            if not word & LINK:
+                return word & LENGTH
+            place = (word & PLACE) << 3
+        return 0
 
     def pass_on(self) -> None:
         """After waiting for a message: wake the next one if there are more."""

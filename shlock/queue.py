@@ -138,14 +138,15 @@ class _Items:
         if slots is None:
             return bool(source.wait_for_message(deadline))
         view, returned = slots.view, slots.returned
-        return bool(
-            source.wait_until(
-                source.readable_block,
-                lambda: not source.is_empty() or bool(view[returned]),
-                deadline,
-                slots.look_for_the_dead,
-            )
+        has_come = source.wait_until(
+            source.readable_block,
+            lambda: not source.is_empty() or bool(view[returned]),
+            deadline,
+            slots.look_for_the_dead,
         )
+        if has_come:
+            source.piling.after_waiting()
+        return bool(has_come)
 
     def _pass_on(self, source: Any) -> None:
         (source if self._slots is None else self._slots).pass_on()
