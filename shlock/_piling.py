@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ._geometry import COUNT, COUNT_SHIFT
+from ._geometry import COUNT_SHIFT
 from ._sys import SYSTEM
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ class Piling:
         """Called when a message came that was waited for; may wait a little longer."""
         end = self._end
         count = end.view[end.head] >> COUNT_SHIFT
-        if count - self._count & COUNT > FEW:  # they do pile up
+        if count - self._count > FEW:  # they do pile up
             self._patience = self._waits = FEW
         self._count = count
         self._waits -= 1
         if self._waits <= 0:
             self._patience = self._waits = min(MOST_PATIENCE, 2 * self._patience)
-            length = min(end.next_length(), PILE)
+            length = end.next_length()
             if length >= LEAST:
                 pile = min(PILE, end.geometry.most * end.chunk // 2)
                 self._wait_for(min(-(-pile // length), end.most_messages), PAUSE + length // SLOWEST_COPY)

@@ -476,6 +476,16 @@ def test_looking_at_who_copies_becomes_shorter_each_time_that_it_is_in_vain(
     assert look(comes=False) == 0, "nobody copies"
 
 
+def test_who_finds_it_there_while_looking_looks_longer_next_time() -> None:
+    producer = Ring().producer
+    producer._doubts, producer.looks = 2, _ring.MOST_LOOKS - 15
+    found = []
+    for _ in range(3):
+        assert producer.wait_until(producer.writable_block, lambda: True, None)
+        found.append((producer._doubts, producer.looks))
+    assert found == [(1, _ring.MOST_LOOKS - 5), (0, _ring.MOST_LOOKS), (0, _ring.MOST_LOOKS)]
+
+
 def test_without_memory_put_raises_and_the_ring_stays_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = Ring(LAZY)
     reserve = _sys.System.reserve
