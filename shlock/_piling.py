@@ -6,16 +6,18 @@ a megabyte behind (AMD EPYC; if the two cores share no cache, 19 and 9 us).  So 
 its producer down, and for this reason is always there at once.  When there is some distance, the producer is the faster one
 of the two, and messages pile up by themselves.
 
-Therefore who has waited FEW times, with hardly a message in between that it had not to wait for, leaves messages in the ring
-once: until PILE bytes are there, or no further one comes for about as long as one takes to be copied.  If it has to wait for
-each of the following ones as well, it tries again after twice as many, up to MOST_PATIENCE: where one message at a time is
-sent and then answered, every thousandth is some 20 us late.
+Therefore who had to wait FEW times, with few messages in between for which it had not to, leaves messages in the ring once:
+until PILE bytes are there, or as many as fit without filling it, or no further one comes for about as long as one takes to be
+copied.  If they do not pile up afterwards, it tries again after twice as many times, up to MOST_PATIENCE: where one message is
+sent at a time and then answered, the 8th, the 24th, .., and then every 1024th comes later, by 25 us if it has 64 KiB.
 
-Nothing depends on it: no word is written, and what is read here of others' words decides only how long to wait.
+Nothing depends on it.  No word is read that others might have made unreadable meanwhile, none is written, no lock is held.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ._geometry import COUNT_SHIFT
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Piling"]
 
+#: Of the machine: the other end may have been pinned to another one than this.
+CORES: Final = os.cpu_count() or 1
 #: Bytes of a message: a shorter one takes less to be copied than to be passed on.  Bytes that are to be there.
 LEAST, PILE = 8 << 10, 1 << 20
 FEW, MOST_PATIENCE = 8, 1024
 #: Bytes that are copied in a ns at least.
 SLOWEST_COPY: Final = 3
 PAUSE: Final = 3000  # ns without another message, and the time in which one is copied
+LONGEST: Final = 0.001  # seconds that it takes at most: 128 times PAUSE, and PILE bytes copied
 
 
 class Piling:
@@ -44,20 +49,26 @@ class Piling:
         self._count = 0  # of messages that had been taken, by whomever, when this one had last waited
         self._patience = self._waits = FEW  # after how many times it is tried; how many of them are left
 
-    def after_waiting(self) -> None:
-        """Called when a message came that was waited for; may wait a little longer."""
+    def after_waiting(self, length: int, deadline: float | None, pass_on: Callable[[], None]) -> None:
+        """Called when a message came that was waited for; may wait for up to LONGEST more, but not up to the deadline.
+
+        length   of the last message: the next ones will be as long
+        pass_on  called before waiting: it wakes who else sleeps and might take what is there (R7 of ``_ring``)
+        """
         end = self._end
         count = end.view[end.head] >> COUNT_SHIFT
         if count - self._count > FEW:  # they do pile up
             self._patience = self._waits = FEW
         self._count = count
         self._waits -= 1
-        if self._waits <= 0:
-            self._patience = self._waits = min(MOST_PATIENCE, 2 * self._patience)
-            length = end.next_length()
-            if length >= LEAST:
-                pile = min(PILE, end.geometry.most * end.chunk // 2)
-                self._wait_for(min(-(-pile // length), end.most_messages), PAUSE + length // SLOWEST_COPY)
+        if self._waits > 0 or length < LEAST or CORES < 2:
+            return
+        if deadline is not None and deadline - SYSTEM.monotonic() <= LONGEST:
+            return
+        self._patience = self._waits = min(MOST_PATIENCE, 2 * self._patience)
+        pass_on()
+        pile = min(PILE, end.geometry.most * end.chunk // 4)  # of a full ring the producer would go to sleep
+        self._wait_for(min(-(-pile // length), end.most_messages // 2), PAUSE + length // SLOWEST_COPY)
 
     def _wait_for(self, messages: int, pause: int) -> None:
         end = self._end

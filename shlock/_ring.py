@@ -56,7 +56,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-import os
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -100,7 +99,7 @@ from ._memory import Memory
 from ._owned import IGNORE
 from ._parking import Spot, parking_of
 from ._pickling import Part
-from ._piling import SLOWEST_COPY, Piling
+from ._piling import CORES, SLOWEST_COPY, Piling
 from ._ring_door import make_get, make_put
 from ._sys import SYSTEM, crash_points
 from .contract import Terms
@@ -135,8 +134,6 @@ SHORT_TABLE: Final = 64
 #: processor has just read is in its own cache, from where it takes twice as long to come as from one that both have.
 ROTATION: Final = 4 << 20
 
-#: Of the machine: the other end may have been pinned to another one than this.
-CORES: Final = os.cpu_count() or 1
 MOST_LOOKS: Final = 300  # at a ring that is empty or full, before a thread parks; each takes some 0.1 us
 FEWEST_LOOKS: Final = 10
 #: Nanoseconds for which a thread goes on looking, if somebody is inside at the other end: a long message is being copied there,
@@ -186,7 +183,7 @@ class _End:
         self._is_short, self._most = geometry.chunks <= SHORT_TABLE, geometry.most
         self.most_messages = COUNT  # that may wait
         self.looks = MOST_LOOKS // 4
-        self._doubts = 0  # how often looking for longer was in vain, less how often it was not
+        self._doubts = 0  # how often looking for longer was in vain, less how often something came while it looked
         self.intent = 0  # that of this end
         #: By the word at which a thread waits: the control block with the lock of those for whom it waits.
         self._busy = {self.readable_block.index: producers, self.writable_block.index: consumers}
@@ -949,7 +946,8 @@ class Consumer(_End):
     """The side of a ring on which messages are taken, in this process."""
 
     __slots__ = (
-        "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left", "piling",
+        "_left", "_tail_seen", "ahead", "ahead_index", "ahead_step", "ahead_tag", "get", "head_left",
+        "last_length", "piling",
     )  # fmt: skip
 
     def __init__(self, memory: Memory, control: int, geometry: Geometry, name: str, terms: Terms | None = None) -> None:
@@ -957,6 +955,7 @@ class Consumer(_End):
         #: What HEAD was after some get() of this object, and TAIL at some time before.  While HEAD is that one, there
         #: are messages up to that TAIL.  Not to look at TAIL leaves it, and the lock beside it, in the producers' cache.
         self.head_left = self._tail_seen = -1
+        self.last_length = 0  # of what was taken last, if not by the door
         self.piling = Piling(self)
         #: Bodies of the messages that follow HEAD while it is that one, the first one last: they are alike, and were copied
         #: together (``_look_ahead``).  Index of the next; how far HEAD moves by each; their tag.
@@ -991,7 +990,8 @@ class Consumer(_End):
                     tag, length = word >> TAG_SHIFT & TAG, word & LENGTH
                 start = place + 8
                 end = start + length
-                self.ahead_index = kept = -1
+                self.last_length, self.ahead_index = length, -1
+                kept = -1
                 body: bytes | bytearray
                 if tag >= TO_BE_WRITTEN:
                     body = bytearray(self.data[start:end])
@@ -1084,6 +1084,7 @@ class Consumer(_End):
                 self.wake(self.writable_block, count)
         except BaseException as error:
             raise self.failed(self.writable_block, error, process) from None
+        self.last_length = len(found[-1][1])
         if (size := count * len(found[0][1])) > _kept:
             _keep_memory_for(size)
         return found
@@ -1112,18 +1113,8 @@ class Consumer(_End):
         """Block until there may be a message."""
         has_come = self.wait_until(self.readable_block, lambda: not self.is_empty(), deadline, is_over)
         if has_come:
-            self.piling.after_waiting()
+            self.piling.after_waiting(self.last_length, deadline, self.pass_on)
         return has_come
-
-    def next_length(self) -> int:
-        """Bytes of the next message, without the lock: a guess.  0 if it is not mapped yet."""
-        place = (self.view[self.head] & PLACE) << 3
-        for _ in range(2):
-            word = self.words[place >> 3] if place < self._mapped else 0
-            if not word & LINK:
-                return word & LENGTH
-            place = (word & PLACE) << 3
-        return 0
 
     def pass_on(self) -> None:
         """After waiting for a message: wake the next one if there are more."""
@@ -1160,7 +1151,7 @@ class Consumer(_End):
             fence()
         self._left: list[range] = []
         place, word = self.follow((head & PLACE) << 3, self._left)
-        length = word & LENGTH
+        length = self.last_length = word & LENGTH
         after = head + ONE & HIGH | place + 8 + length + 7 >> 3
         return head, after, word >> TAG_SHIFT & TAG, self.lend(place, length, read_only=True)
 

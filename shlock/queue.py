@@ -137,15 +137,15 @@ class _Items:
         slots = self._slots
         if slots is None:
             return bool(source.wait_for_message(deadline))
-        view, returned = slots.view, slots.returned
+        view, returned, was_empty = slots.view, slots.returned, source.is_empty()
         has_come = source.wait_until(
             source.readable_block,
             lambda: not source.is_empty() or bool(view[returned]),
             deadline,
             slots.look_for_the_dead,
         )
-        if has_come:
-            source.piling.after_waiting()
+        if has_come and was_empty:
+            source.piling.after_waiting(source.last_length, deadline, slots.pass_on)
         return bool(has_come)
 
     def _pass_on(self, source: Any) -> None:

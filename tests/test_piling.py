@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import PATIENCE, eventually
-from test_ring import LAZY, Ring
 
 import shlock
 from shlock import _piling
-from shlock._geometry import COUNT, COUNT_SHIFT, LINK
-from shlock._piling import FEW, LEAST, MOST_PATIENCE, PAUSE, PILE, SLOWEST_COPY, Piling
+from shlock._geometry import COUNT, COUNT_SHIFT
+from shlock._piling import FEW, LEAST, LONGEST, MOST_PATIENCE, PAUSE, PILE, SLOWEST_COPY, Piling
 
 LENGTH = 64 << 10
 
@@ -27,17 +27,17 @@ class Clock:
         self.now += self.step
         return self.now
 
+    def monotonic(self) -> float:
+        return self.now / 1e9
+
 
 class End:
     """What a `Piling` looks at.  Another message comes at each ``every``-th look, if at all."""
 
     def __init__(self) -> None:
         self.view, self.head = [0], 0
-        self.length, self.there, self.every, self.looks = LENGTH, 1, 0, 0
+        self.there, self.every, self.looks = 1, 0, 0
         self.geometry, self.chunk, self.most_messages = SimpleNamespace(most=64), 1 << 20, COUNT
-
-    def next_length(self) -> int:
-        return self.length
 
     def waiting(self) -> int:
         self.looks += 1
@@ -62,16 +62,16 @@ def end() -> End:
     return End()
 
 
-def pile(end: End, times: int = FEW, taken: int = 1) -> Piling:
+def pile(end: End, times: int = FEW, length: int = LENGTH) -> Piling:
     piling = Piling(end)  # type: ignore[arg-type]
-    wait(piling, end, times, taken)
+    wait(piling, end, times, length=length)
     return piling
 
 
-def wait(piling: Piling, end: End, times: int, taken: int = 1) -> None:
+def wait(piling: Piling, end: End, times: int, taken: int = 1, length: int = LENGTH, deadline: float | None = None) -> None:
     for _ in range(times):
         end.take(taken)
-        piling.after_waiting()
+        piling.after_waiting(length, deadline, lambda: None)
 
 
 def test_it_is_left_alone_until_it_has_waited_a_few_times(clock: Clock, end: End) -> None:
@@ -81,8 +81,8 @@ def test_it_is_left_alone_until_it_has_waited_a_few_times(clock: Clock, end: End
 
 @pytest.mark.parametrize("length", [LEAST, LENGTH, PILE - 1, PILE, 5 * PILE])
 def test_it_leaves_them_until_so_many_bytes_are_there(clock: Clock, end: End, length: int) -> None:
-    end.length, end.every = length, 2
-    pile(end)
+    end.every = 2
+    pile(end, length=length)
     assert end.there == -(-PILE // length)
 
 
@@ -100,28 +100,76 @@ def test_every_further_one_is_given_the_same_time(clock: Clock, end: End) -> Non
 
 
 def test_short_messages_are_not_left(clock: Clock, end: End) -> None:
-    end.length, end.every = LEAST - 1, 2
-    pile(end, 10 * FEW)
+    end.every = 2
+    piling = pile(end, 10 * FEW, LEAST - 1)
     assert (end.there, clock.now) == (1, 0)
+    wait(piling, end, 1)
+    assert end.there > 1, "they took no patience"
 
 
 def test_it_does_not_wait_where_there_is_no_message(clock: Clock, end: End) -> None:
     """Somebody else has taken it; or what it waited for is an item that was given back."""
     piling = pile(end, FEW - 1)
     end.there = 0
-    piling.after_waiting()
+    piling.after_waiting(LENGTH, None, lambda: None)
     assert clock.now == 0
 
 
+def test_it_does_not_wait_on_one_processor(clock: Clock, end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The producer does not run meanwhile."""
+    monkeypatch.setattr(_piling, "CORES", 1)
+    pile(end)
+    assert clock.now == 0
+
+
+def test_it_does_not_wait_where_the_deadline_is_near(clock: Clock, end: End) -> None:
+    piling = pile(end, FEW - 1)
+    wait(piling, end, 1, deadline=clock.monotonic() + LONGEST)
+    assert end.looks == 0
+    wait(piling, end, 1, deadline=clock.monotonic() + 2 * LONGEST)
+    assert end.looks > 0, "and it was not counted as a try"
+
+
+@pytest.mark.parametrize("length", [*range(LEAST, LEAST + 64, 8), 50_000, LENGTH, PILE - 8, PILE - 1])
+def test_it_takes_no_longer_than_it_says(clock: Clock, end: End, length: int) -> None:
+    """Each further message comes at the last moment."""
+    clock.step = PAUSE + length // SLOWEST_COPY - 1
+    end.every = 2
+    pile(end, length=length)
+    assert end.there == -(-PILE // length)
+    assert clock.now < 2 * LONGEST * 1e9, "two looks at the clock for each"
+
+
+def test_before_it_waits_others_are_woken(clock: Clock, end: End) -> None:
+    piling = pile(end, FEW - 1)
+    seen: list[int] = []
+    piling.after_waiting(LENGTH, None, lambda: seen.append(end.looks))
+    assert seen == [0]
+    assert end.looks > 0
+
+
 def test_it_does_not_wait_for_more_than_there_may_be(clock: Clock, end: End) -> None:
+    """Half of those that may wait: the producer of a full queue goes to sleep."""
     clock.step, end.every = 0, 1
-    end.most_messages = 3
+    end.most_messages = 7
     pile(end)
     assert end.there == 3
-    few = End()
-    few.every, few.geometry.most, few.chunk = 1, 8, LENGTH  # half of them are 4 messages
-    pile(few)
-    assert few.there == 4
+
+
+@pytest.mark.parametrize("length", [LEAST, 3 * LEAST, LENGTH - 16, LENGTH, 2 * LENGTH, 5 * LENGTH])
+@pytest.mark.parametrize("size", [32 << 10, LENGTH, 128 << 10, 1 << 20, 3 << 20, None])
+def test_it_waits_for_no_more_than_the_ring_holds(
+    monkeypatch: pytest.MonkeyPatch, end: End, size: int | None, length: int
+) -> None:
+    wanted: list[int] = []
+    monkeypatch.setattr(Piling, "_wait_for", lambda self, messages, pause: wanted.append(messages))
+    reader, writer = shlock.Pipe(duplex=False, size=size)
+    with reader, writer:
+        end.geometry, end.chunk = reader._in.geometry, reader._in.chunk
+        pile(end, length=length)
+        if length <= reader._in.geometry.longest:
+            for _ in range(*wanted):
+                assert writer._out.put(bytes(length))
 
 
 def test_it_tries_again_after_twice_as_many_each_time(clock: Clock, end: End) -> None:
@@ -145,22 +193,6 @@ def test_where_they_pile_up_by_themselves_it_never_tries_and_afterwards_soon(clo
     assert clock.now > before
 
 
-def test_the_next_length_is_a_guess_that_reads_nothing_outside() -> None:
-    ring = Ring(LAZY)
-    consumer, producer = ring.consumer, ring.producer
-    assert producer.put(bytes(3000))
-    assert consumer.next_length() == 3000
-    assert producer.put(bytes(2000))  # does not fit behind it: a link leads there
-    assert consumer.get()
-    assert consumer.words[(consumer.view[consumer.head] & 0xFFFFFFFF)] & LINK
-    assert consumer.next_length() == 2000
-    for word in (LINK, LINK | (1 << 32) - 1, (1 << 64) - 1):
-        producer.words[consumer.view[consumer.head] & 0xFFFFFFFF] = word
-        assert 0 <= consumer.next_length() < 1 << 40
-    consumer.view[consumer.head] = (1 << 32) - 1
-    assert consumer.next_length() == 0, "not mapped"
-
-
 def test_messages_pile_up_and_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     clock.step = 0  # it never gives up
@@ -173,7 +205,7 @@ def test_messages_pile_up_and_come_in_order(monkeypatch: pytest.MonkeyPatch) -> 
             got.append(body[0])
 
     with reader, writer:
-        reader._in.piling._waits = 1
+        be_about_to_pile_up(reader._in)
         looks = looks_of(reader, monkeypatch)
         thread = threading.Thread(target=consume)
         thread.start()
@@ -190,22 +222,72 @@ def test_messages_pile_up_and_come_in_order(monkeypatch: pytest.MonkeyPatch) -> 
         assert got == list(range(many))
 
 
-@pytest.mark.parametrize("kind", ["Queue", "Pipe"])
-def test_whoever_waited_for_a_message_has_it_counted(kind: str) -> None:
-    ends = shlock.Pipe() if kind == "Pipe" else [getattr(shlock.get_context("fork"), kind)()] * 2
-    reader, writer = ends
-    get, put = (reader.recv, writer.send) if kind == "Pipe" else (reader.get, writer.put)
-    put(1)
-    assert get() == 1
-    assert reader._in.piling._waits == FEW, "it did not wait"
-    thread = threading.Thread(target=get)
+def peeked(reader: Any) -> bytes:
+    with reader.peek() as view:
+        return bytes(view)
+
+
+def taken(queue: Any) -> Any:
+    with queue.take() as item:
+        return item
+
+
+@pytest.mark.parametrize(
+    ("kind", "get"),
+    [
+        ("Queue", lambda queue: queue.get()),
+        ("Queue", lambda queue: queue.get(timeout=PATIENCE)),
+        ("Queue", lambda queue: queue.get_many(4)[0]),
+        ("Queue", taken),
+        ("Pipe", lambda reader: reader.recv_bytes()),
+        ("Pipe", lambda reader: reader.recv_many(4)[0]),
+        ("Pipe", peeked),
+    ],
+)
+def test_whoever_waited_for_a_message_has_it_counted(kind: str, get: Callable[[Any], bytes]) -> None:
+    reader, writer = shlock.Pipe(duplex=False) if kind == "Pipe" else [shlock.Queue()] * 2
+    put = writer.send_bytes if kind == "Pipe" else writer.put
+    consumer = reader._in
+    put(bytes(LENGTH))
+    assert len(get(reader)) == LENGTH
+    assert consumer.piling._waits == FEW, "it did not wait"
+    if get is not taken:  # which copies it in the ring's name
+        assert consumer.last_length >= LENGTH
+    thread = threading.Thread(target=get, args=[reader])
     thread.start()
     eventually(lambda: waits_for_a_message(reader), "it waits")
-    put(2)
+    put(bytes(LENGTH))
     thread.join(PATIENCE)
-    assert reader._in.piling._waits == FEW - 1
+    assert consumer.piling._waits == FEW - 1
     reader.close()
     writer.close()
+
+
+def test_who_sleeps_beside_what_is_left_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R7: the one that was woken leaves them, for good; nobody polls."""
+    monkeypatch.setattr("shlock._parking.POLL_INTERVAL", 1e6)
+    monkeypatch.setattr("shlock._parking.LONGEST_POLL_INTERVAL", 1e6)
+    clock = Clock()
+    clock.step = 0
+    monkeypatch.setattr(_piling, "SYSTEM", clock)
+    queue = shlock.Queue()
+    got: list[bytes] = []
+    threads = [threading.Thread(target=lambda: got.append(queue.get())) for _ in range(2)]
+    be_about_to_pile_up(queue._in)
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(waits_for_a_message(queue)) == 2, "both sleep")
+    queue.put_many([b"first", b"second"])
+    eventually(lambda: got, "one leaves them, and the other one takes one")
+    clock.step = 1_000_000
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(got) == [b"first", b"second"]
+    queue.close()
+
+
+def be_about_to_pile_up(consumer: Any) -> None:
+    consumer.piling._waits, consumer.last_length = 1, LENGTH
 
 
 def waits_for_a_message(reader: Any) -> list[int]:
@@ -229,7 +311,7 @@ def looks_of(reader: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_an_exception_while_they_pile_up_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = shlock.Pipe(duplex=False)
     with reader, writer:
-        reader._in.piling._waits = 1
+        be_about_to_pile_up(reader._in)
 
         class Interrupting(Clock):
             def monotonic_ns(self) -> int:
