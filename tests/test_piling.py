@@ -14,6 +14,7 @@ import shlock
 from shlock import _piling
 from shlock._geometry import COUNT, COUNT_SHIFT
 from shlock._piling import FEW, LEAST, LONGEST, MOST_PATIENCE, PAUSE, PILE, SLOWEST_COPY, Piling
+from shlock._ring import Producer
 
 LENGTH = 64 << 10
 
@@ -263,8 +264,19 @@ def test_whoever_waited_for_a_message_has_it_counted(kind: str, get: Callable[[A
     writer.close()
 
 
+def test_who_finds_an_item_there_has_not_waited() -> None:
+    """As who waits for an empty slot."""
+    queue = shlock.Queue()
+    queue.put(bytes(LENGTH))
+    assert queue._wait(queue._in, None)
+    assert queue._in.piling._waits == FEW
+    queue.close()
+
+
 def test_who_sleeps_beside_what_is_left_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R7: the one that was woken leaves them, for good; nobody polls."""
+    """R7: the one that was woken leaves them, for good; nobody polls, and who puts them wakes only one."""
+    tell = Producer.tell
+    monkeypatch.setattr(Producer, "tell", lambda self, count=1: tell(self))
     monkeypatch.setattr("shlock._parking.POLL_INTERVAL", 1e6)
     monkeypatch.setattr("shlock._parking.LONGEST_POLL_INTERVAL", 1e6)
     clock = Clock()
