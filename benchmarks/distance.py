@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from statistics import median
 
 from .crew import Board, CellFailed, Crew
+from .report import number
 
 TRIPS = 1000
 START_S = 5.0  # at most, until the other side is there
@@ -53,3 +56,42 @@ def _answer(board: Board, processor: int) -> None:
         while words[there] != trip:
             pass
         words[back] = trip
+
+
+def two_cores() -> tuple[tuple[int, int] | None, str | None]:
+    """Two processors to pin to, of different cores where there are such; and what there is to say about it."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        return None, "pinned: left out, there is one processor only"
+    for other in usable[1:]:
+        if _siblings(other) != _siblings(usable[0]):
+            return (usable[0], other), None
+    return (usable[0], usable[1]), "pinned: the two processors are of one core"
+
+
+def _siblings(processor: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(processor)
+
+
+def distance(cores: tuple[int, int] | None) -> list[float]:
+    """``there_and_back`` of these, if there are two, and if it can be told."""
+    if cores is None:
+        return []
+    try:
+        return [there_and_back(cores)]
+    except CellFailed:
+        return []
+
+
+def distance_notes(found: Iterable[float]) -> list[str]:
+    """What there is to say about several of them below a table."""
+    taken = sorted(found)
+    if not taken:
+        return []
+    return [
+        f"a word from one processor to the other and back: {number(median(taken))} ns, in several tries "
+        f"{number(taken[0])} to {number(taken[-1])}"
+    ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import shlock
 
 from .crew import Board, CellFailed, Crew
+from .distance import distance, distance_notes, two_cores
 from .peers import Scratch
 from .report import NO_FIGURE, Findings, Table, failure_notes, number, quartiles, ratio
 from .rounds import Series, turns
@@ -110,7 +111,10 @@ def run(quick: bool, scratch: Scratch) -> Findings:
     """Measure; 10 s when quick, else a minute."""
     rounds, window_s = (ROUNDS_QUICK, WINDOW_S_QUICK) if quick else (ROUNDS, WINDOW_S)
     rate, cpu, copies = ({case: Series() for case in CASES} for _ in range(3))
+    cores, _ = two_cores()
+    apart: list[float] = []
     for index, case in turns(CASES, rounds):
+        apart += distance(cores)
         if rate[case].failure:
             continue
         try:
@@ -120,7 +124,8 @@ def run(quick: bool, scratch: Scratch) -> Findings:
             continue
         for series, value in zip((rate, cpu, copies), (outcome.frames, outcome.cpu_ns, outcome.copies), strict=True):
             series[case].values[index] = value
-    rows, data = [], {}
+    rows: list[list[str]] = []
+    data: dict[str, object] = {"ns there and back": apart}
     for case in CASES:
         found, spent, taken = rate[case].spread(), cpu[case].spread(), copies[case].spread()
         against = rate[case].ratio_to(rate[COPYING])
@@ -140,6 +145,7 @@ def run(quick: bool, scratch: Scratch) -> Findings:
     head = ["beside the writer", "frames/s", "quartiles", "ratio", "CPU for a frame, us", "ratio", "copies/s"]
     notes = [
         f"ratios: to {COPYING}, within each round",
+        *distance_notes(apart),
         *failure_notes({case: rate[case].failure for case in CASES}),
     ]
     return Findings([Table(f"Frames of {SIZE >> 20} MiB, {rounds} rounds of {window_s:g} s", head, rows, notes)], data)

@@ -27,12 +27,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice, repeat
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 from .crew import FORK, Board, CellFailed, Crew, describe
-from .distance import there_and_back
+from .distance import distance, distance_notes, two_cores
 from .peers import Scratch, missing, version_of
 from .report import NO_FIGURE, Findings, Table, failure_notes, missing_notes, number, quartiles, ratio
 from .rounds import Series, turns
@@ -379,24 +377,6 @@ def measure(contestant: Contestant, messages: list[bytes], cores: tuple[int, int
         route.close()
 
 
-def _two_cores() -> tuple[tuple[int, int] | None, str | None]:
-    """Two processors to pin to, of different cores where there are such; and what there is to say about it."""
-    usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < 2:
-        return None, "pinned: left out, there is one processor only"
-    for other in usable[1:]:
-        if _siblings(other) != _siblings(usable[0]):
-            return (usable[0], other), None
-    return (usable[0], usable[1]), "pinned: the two processors are of one core"
-
-
-def _siblings(processor: int) -> str:
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return str(processor)
-
-
 # -- the group ------------------------------------------------------------------------------------------------------------
 
 UNPINNED, PINNED = "unpinned", "pinned"
@@ -408,7 +388,7 @@ def run(quick: bool, scratch: Scratch) -> Findings:
     """Measure; some 15 s when quick (three sizes, unpinned), else 3 minutes; longer where others use the machine."""
     absent = {one.name: reason for one in CONTESTANTS if (reason := missing(one.module, one.attribute))}
     names = [one.name for one in CONTESTANTS if one.name not in absent]
-    cores, remark = _two_cores()
+    cores, remark = two_cores()
     places: dict[str, tuple[int, int] | None] = {UNPINNED: None}
     if quick:
         remark = None
@@ -420,7 +400,7 @@ def run(quick: bool, scratch: Scratch) -> Findings:
         messages = [random.Random(number).randbytes(size) for number in range(DIFFERENT)]
         for place, pair in places.items():
             series = cells[size, place] = {name: Series() for name in names}
-            found = distances[size, place] = _distance(cores)
+            found = distances[size, place] = distance(cores)
             for index, name in turns(names, ROUNDS_QUICK if quick else ROUNDS):
                 one = series[name]
                 if one.failure:
@@ -430,17 +410,8 @@ def run(quick: bool, scratch: Scratch) -> Findings:
                     one.values[index] = measure(BY_NAME[name], messages, pair, window_ns)
                 except CellFailed as failure:
                     one.failure = str(failure)
-            found += _distance(cores)
+            found += distance(cores)
     return _findings(names, cells, distances, list(places), absent, [remark] if remark else [])
-
-
-def _distance(cores: tuple[int, int] | None) -> list[float]:
-    if cores is None:
-        return []
-    try:
-        return [there_and_back(cores)]
-    except CellFailed:
-        return []
 
 
 def size_text(size: int) -> str:
@@ -460,7 +431,7 @@ def _findings(
     notes = [
         "messages per second over multiprocessing.Pipe's in the same rounds, unpinned; larger is better",
         f"batches are of {BATCH} messages, and of {MOST_BYTES_OF_BATCH // MIB} MiB at most",
-        *_distance_notes(distances),
+        *distance_notes(ns for found in distances.values() for ns in found),
         *remarks,
         *failure_notes(failures),
         *missing_notes(absent),
@@ -487,16 +458,6 @@ def _findings(
     apart = {f"{size_text(size)}, {place}": found for (size, place), found in distances.items()}
     facts = {"unit": "messages per second", "sizes": sizes, "versions": versions, "missing": absent, "ns there and back": apart}
     return Findings(tables, {**facts, "cells": data})
-
-
-def _distance_notes(distances: Distances) -> list[str]:
-    taken = sorted(ns for found in distances.values() for ns in found)
-    if not taken:
-        return []
-    return [
-        f"a word from one processor to the other and back: {number(median(taken))} ns, in several tries "
-        f"{number(taken[0])} to {number(taken[-1])}"
-    ]
 
 
 def _over_pipe(series: dict[str, Series], name: str) -> Any:
